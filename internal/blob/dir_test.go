@@ -1,0 +1,498 @@
+package blob_test
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+
+	"offpeak/internal/blob"
+	"offpeak/internal/blob/blobtest"
+)
+
+// crashEnv makes the test binary write blobs to the folder it names until it is killed.
+const crashEnv = "OFFPEAK_BLOB_CRASH_TEST"
+
+func TestMain(m *testing.M) {
+	if path := os.Getenv(crashEnv); path != "" {
+		fmt.Fprintln(os.Stderr, writeUntilKilled(path))
+		os.Exit(1)
+	}
+	os.Exit(m.Run())
+}
+
+func TestDir(t *testing.T) {
+	blobtest.Run(t, func(t *testing.T) blobtest.Store {
+		path := t.TempDir()
+		d := open(t, path)
+		t.Cleanup(func() { wantNoTemp(t, path) })
+		return d
+	})
+}
+
+func TestOpenRemovesLeftovers(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "a", "b") // with parents to make
+	d := open(t, path)
+	kept, err := put(d, blob.NewKey(), []byte("kept"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	left := blob.NewKey()
+	w, err := d.Create(t.Context(), left)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(w.Abort)
+	if _, err := w.Write(make([]byte, 1<<20)); err != nil {
+		t.Fatal(err)
+	}
+	foreign := filepath.Join(path, "tmp", "notes.txt")
+	if err := os.WriteFile(foreign, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+
+	d = open(t, path) // as after a crash: w is neither committed nor aborted
+	wantContent(t, d, kept, []byte("kept"))
+	if _, err := d.Size(t.Context(), left); !errors.Is(err, blob.ErrNotFound) {
+		t.Errorf("Size of the unfinished blob: %v, want ErrNotFound", err)
+	}
+	if err := os.Remove(foreign); err != nil {
+		t.Errorf("Open removed what was not its own: %v", err)
+	}
+	wantNoTemp(t, path)
+}
+
+// TestKill kills a process that writes blobs, again and again, and checks that those it called
+// committed are there, that all that are there are whole, and that nothing else is left.
+func TestKill(t *testing.T) {
+	path := t.TempDir()
+	committed := make(map[string]bool)
+	for round := range 8 {
+		cmd := exec.Command(os.Args[0])
+		cmd.Env = append(os.Environ(), crashEnv+"="+path)
+		cmd.Stderr = os.Stderr
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		lines := bufio.NewScanner(out)
+		for n := 0; lines.Scan(); n++ {
+			committed[lines.Text()] = true
+			if n == 5*round {
+				cmd.Process.Kill()
+			}
+		}
+		if err := cmd.Wait(); err == nil || !strings.Contains(err.Error(), "killed") {
+			t.Fatalf("writer ended: %v, want killed", err)
+		}
+
+		d := open(t, path)
+		wantNoTemp(t, path)
+		found := make(map[string]bool)
+		for info, err := range d.List(t.Context()) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			found[info.Key] = true
+			wantContent(t, d, info.Key, contentOf(info.Key))
+		}
+		for key := range committed {
+			if !found[key] {
+				t.Errorf("round %d: blob %s was committed and is gone", round, key)
+			}
+		}
+	}
+	t.Logf("%d blobs committed", len(committed))
+}
+
+func writeUntilKilled(path string) error {
+	d, err := blob.Open(path)
+	if err != nil {
+		return err
+	}
+	errs := make(chan error)
+	for range 4 {
+		go func() {
+			for {
+				key, err := put(d, blob.NewKey(), nil)
+				if err != nil {
+					errs <- err
+					return
+				}
+				fmt.Println(key)
+			}
+		}()
+	}
+	return <-errs
+}
+
+// contentOf returns what put writes under key: some hundred kilobytes that only that key has.
+func contentOf(key string) []byte {
+	return bytes.Repeat([]byte(key), 1+int(key[0])*100)
+}
+
+func TestPermissions(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "blobs")
+	d := open(t, path)
+	key, err := put(d, blob.NewKey(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, err := d.Create(t.Context(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Abort()
+	var files int
+	err = filepath.WalkDir(path, func(name string, e fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		want := fs.FileMode(0o600)
+		if e.IsDir() {
+			want = fs.ModeDir | 0o700
+		} else {
+			files++
+		}
+		if fi, err := e.Info(); err != nil || fi.Mode() != want {
+			t.Errorf("%s has mode %v, error %v; want %v", name, fi.Mode(), err, want)
+		}
+		return nil
+	})
+	if err != nil || files != 2 {
+		t.Errorf("saw %d files, error %v; want one committed and one not", files, err)
+	}
+}
+
+// TestCommitOrder holds the order of steps that durability rests on.
+func TestCommitOrder(t *testing.T) {
+	var ops []blob.Op
+	d := open(t, t.TempDir(), blob.WithFault(func(op blob.Op, _ string) (bool, error) {
+		ops = append(ops, op)
+		return true, nil
+	}))
+	first := []blob.Op{
+		blob.OpCreate, blob.OpWrite, blob.OpSync, blob.OpMkdir, blob.OpLink, blob.OpSyncDir, blob.OpUnlink,
+	}
+	key := blob.NewKey()
+	if _, err := put(d, key, []byte("x")); err != nil || !slices.Equal(ops, first) {
+		t.Errorf("a first commit: %v, error %v; want %v", ops, err, first)
+	}
+	second := slices.DeleteFunc(slices.Clone(first), func(op blob.Op) bool { return op == blob.OpMkdir })
+	ops = nil
+	if _, err := put(d, key[:2]+blob.NewKey()[2:], []byte("x")); err != nil || !slices.Equal(ops, second) {
+		t.Errorf("another commit to the sub-folder: %v, error %v; want %v", ops, err, second)
+	}
+}
+
+// TestFaults fails each step of a commit, once where it had no effect and once where it had: the
+// blob is whole if Commit says so, and otherwise whole or absent; the next attempt succeeds; and
+// reopening leaves nothing but blobs.
+func TestFaults(t *testing.T) {
+	boom := fmt.Errorf("injected: %w", syscall.ENOSPC)
+	for _, test := range []struct {
+		op     blob.Op
+		apply  bool
+		failed bool // what the caller is told
+		there  bool // whether the blob is there then
+	}{
+		{blob.OpCreate, false, true, false},
+		{blob.OpCreate, true, true, false},
+		{blob.OpWrite, false, true, false},
+		{blob.OpWrite, true, true, false},
+		{blob.OpSync, false, true, false},
+		{blob.OpSync, true, true, false},
+		{blob.OpMkdir, false, true, false},
+		{blob.OpMkdir, true, true, false},
+		{blob.OpLink, false, true, false},
+		{blob.OpLink, true, false, true}, // seen to have taken effect
+		{blob.OpSyncDir, false, true, false},
+		{blob.OpSyncDir, true, true, false},
+		{blob.OpUnlink, false, false, true}, // tidying up: Open will do it
+		{blob.OpUnlink, true, false, true},
+	} {
+		t.Run(fmt.Sprintf("%s,apply=%t", test.op, test.apply), func(t *testing.T) {
+			path := t.TempDir()
+			armed := true
+			d := open(t, path, blob.WithFault(func(op blob.Op, _ string) (bool, error) {
+				if op == test.op && armed {
+					armed = false
+					return test.apply, boom
+				}
+				return true, nil
+			}))
+			key, data := blob.NewKey(), bytes.Repeat([]byte("data"), 100<<10)
+			_, err := put(d, key, data)
+			if armed {
+				t.Fatal("the step was never taken")
+			}
+			if failed := err != nil; failed != test.failed || failed && !errors.Is(err, syscall.ENOSPC) {
+				t.Errorf("error %v, want one: %t", err, test.failed)
+			}
+			wantThere := func(d *blob.Dir) {
+				t.Helper()
+				if test.there {
+					wantContent(t, d, key, data)
+				} else if _, err := d.Size(t.Context(), key); !errors.Is(err, blob.ErrNotFound) {
+					t.Errorf("Size: %v, want ErrNotFound", err)
+				}
+			}
+			wantThere(d)
+			retry, err := put(d, blob.NewKey(), data)
+			if err != nil {
+				t.Errorf("next attempt: %v", err)
+			}
+			if _, err := put(d, key, data); err != nil != test.there || err != nil && !errors.Is(err, blob.ErrExists) {
+				t.Errorf("next attempt under the same key: %v, want ErrExists: %t", err, test.there)
+			}
+
+			d = open(t, path)
+			wantNoTemp(t, path)
+			wantContent(t, d, key, data)
+			wantContent(t, d, retry, data)
+		})
+	}
+}
+
+func TestFaultsInDelete(t *testing.T) {
+	boom := errors.New("boom")
+	for _, apply := range []bool{false, true} {
+		var fail error
+		d := open(t, t.TempDir(), blob.WithFault(func(op blob.Op, _ string) (bool, error) {
+			if op == blob.OpDelete {
+				return apply, fail
+			}
+			return true, nil
+		}))
+		key, err := put(d, blob.NewKey(), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fail = boom
+		if err := d.Delete(t.Context(), key); !errors.Is(err, boom) {
+			t.Errorf("Delete: %v, want %v", err, boom)
+		}
+		if _, err := d.Size(t.Context(), key); errors.Is(err, blob.ErrNotFound) != apply {
+			t.Errorf("Size: %v, want ErrNotFound: %t", err, apply)
+		}
+		fail = nil
+		if err := d.Delete(t.Context(), key); err != nil {
+			t.Errorf("Delete again: %v", err)
+		}
+	}
+}
+
+// TestWriteAfterFault checks that a writer which lost bytes cannot commit the rest.
+func TestWriteAfterFault(t *testing.T) {
+	boom := errors.New("boom")
+	path := t.TempDir()
+	var once sync.Once
+	d := open(t, path, blob.WithFault(func(op blob.Op, _ string) (apply bool, err error) {
+		if op == blob.OpWrite {
+			once.Do(func() { err = boom })
+		}
+		return false, err
+	}))
+	key := blob.NewKey()
+	w, err := d.Create(t.Context(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 3 {
+		if _, err := w.Write(make([]byte, 1<<20)); !errors.Is(err, boom) {
+			t.Errorf("Write %d: %v, want %v", i, err, boom)
+		}
+	}
+	if _, err := w.Commit(); !errors.Is(err, boom) {
+		t.Errorf("Commit: %v, want %v", err, boom)
+	}
+	if _, err := put(d, key, nil); err != nil { // whose buffer is the failed one's
+		t.Errorf("the next writer: %v", err)
+	}
+	wantContent(t, d, key, contentOf(key))
+	wantNoTemp(t, path)
+}
+
+// TestFileInTheWay puts a file where a folder should be, the one thing that stops root too.
+func TestFileInTheWay(t *testing.T) {
+	t.Run("root", func(t *testing.T) {
+		path := filepath.Join(t.TempDir(), "file")
+		writeFile(t, path)
+		_, err := blob.Open(path)
+		wantPathError(t, err, path)
+	})
+	t.Run("tmp", func(t *testing.T) {
+		path := t.TempDir()
+		writeFile(t, filepath.Join(path, "tmp"))
+		_, err := blob.Open(path)
+		wantPathError(t, err, filepath.Join(path, "tmp"))
+	})
+	t.Run("sub-folder", func(t *testing.T) {
+		path, key := t.TempDir(), blob.NewKey()
+		sub := filepath.Join(path, key[:2])
+		writeFile(t, sub)
+		d := open(t, path)
+		_, err := put(d, key, nil)
+		wantPathError(t, err, sub)
+		if _, err := d.Size(t.Context(), key); err == nil || errors.Is(err, blob.ErrNotFound) {
+			t.Errorf("Size: %v, want an error other than ErrNotFound", err)
+		}
+		wantNoTemp(t, path)
+		if err := os.Remove(sub); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := put(d, key, nil); err != nil {
+			t.Errorf("once the file is gone: %v", err)
+		}
+	})
+}
+
+func TestListPassesByWhatIsNoBlob(t *testing.T) {
+	path := t.TempDir()
+	d := open(t, path)
+	key, err := put(d, blob.NewKey(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stray := blob.NewKey()
+	misplaced := "0" + key[1:]
+	if key[0] == '0' {
+		misplaced = "1" + key[1:]
+	}
+	for _, name := range []string{"lost+found/a", "zz/" + stray, key[:2] + "/README", key[:2] + "/" + misplaced} {
+		if err := os.MkdirAll(filepath.Join(path, filepath.Dir(name)), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		writeFile(t, filepath.Join(path, name))
+	}
+	var got []string
+	for info, err := range d.List(t.Context()) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		got = append(got, info.Key)
+	}
+	if !slices.Equal(got, []string{key}) {
+		t.Errorf("List yields %q, want %q", got, key)
+	}
+}
+
+// TestWritersShareBuffers checks that a small blob does not cost a buffer of its own.
+func TestWritersShareBuffers(t *testing.T) {
+	const runs = 200
+	d := open(t, t.TempDir())
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	for range runs {
+		w, err := d.Create(t.Context(), blob.NewKey())
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.Write([]byte("x"))
+		w.Abort()
+	}
+	runtime.ReadMemStats(&after)
+	// A sync.Pool forgets every fourth buffer under the race detector.
+	if got := (after.TotalAlloc - before.TotalAlloc) / runs; got > 64<<10 {
+		t.Errorf("a small blob allocates %d bytes, want less than a buffer", got)
+	}
+}
+
+func BenchmarkCommit(b *testing.B) {
+	for _, size := range []int{1 << 10, 256 << 10, 8 << 20} {
+		b.Run(fmt.Sprintf("%dKiB", size>>10), func(b *testing.B) {
+			d, err := blob.Open(b.TempDir())
+			if err != nil {
+				b.Fatal(err)
+			}
+			data := make([]byte, size)
+			b.SetBytes(int64(size))
+			b.ReportAllocs()
+			for b.Loop() {
+				key, err := put(d, blob.NewKey(), data)
+				if err != nil {
+					b.Fatal(err)
+				}
+				d.Delete(b.Context(), key)
+			}
+		})
+	}
+}
+
+func open(t *testing.T, path string, opts ...blob.Option) *blob.Dir {
+	t.Helper()
+	d, err := blob.Open(path, opts...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+// put stores data, or without any contentOf(key), and returns key.
+func put(d *blob.Dir, key string, data []byte) (string, error) {
+	if data == nil {
+		data = contentOf(key)
+	}
+	w, err := d.Create(context.Background(), key)
+	if err != nil {
+		return "", err
+	}
+	defer w.Abort()
+	if _, err := w.Write(data); err != nil {
+		return "", err
+	}
+	_, err = w.Commit()
+	return key, err
+}
+
+func writeFile(t *testing.T, path string) {
+	t.Helper()
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func wantContent(t *testing.T, d *blob.Dir, key string, want []byte) {
+	t.Helper()
+	r, err := d.Open(t.Context(), key, 0, -1)
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	defer r.Close()
+	if got, err := io.ReadAll(r); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("blob %s has %d bytes, error %v; want %d, or other ones", key, len(got), err, len(want))
+	}
+}
+
+// wantNoTemp checks that no temporary file is left of the folder at path.
+func wantNoTemp(t *testing.T, path string) {
+	t.Helper()
+	left, err := os.ReadDir(filepath.Join(path, "tmp"))
+	if err != nil || len(left) > 0 {
+		t.Errorf("left in tmp: %v, error %v; want nothing", left, err)
+	}
+}
+
+// wantPathError checks that err says that path is no folder.
+func wantPathError(t *testing.T, err error, path string) {
+	t.Helper()
+	if !errors.Is(err, syscall.ENOTDIR) || !strings.Contains(err.Error(), path) {
+		t.Errorf("error %v, want ENOTDIR naming %s", err, path)
+	}
+}

@@ -1,0 +1,39 @@
+package blob
+
+// An Op is a step of a [Dir] that changes the disk.
+type Op string
+
+// The steps of a commit in their order, and Delete's.
+const (
+	OpCreate  Op = "create"  // make the temporary file
+	OpWrite   Op = "write"   // write a buffer to it
+	OpSync    Op = "sync"    // fsync it
+	OpMkdir   Op = "mkdir"   // make the key's sub-folder, once, and fsync its parent
+	OpLink    Op = "link"    // give the file its key for a name, which makes the blob visible
+	OpSyncDir Op = "syncdir" // fsync the sub-folder
+	OpUnlink  Op = "unlink"  // take away the temporary name
+	OpDelete  Op = "delete"  // remove a blob
+)
+
+// A Fault decides the fate of a step in a test: with an error the step's caller is told that error,
+// and apply says whether the step took effect all the same. Without, the step runs undisturbed.
+type Fault func(op Op, key string) (apply bool, err error)
+
+// WithFault lets f decide about every step of a [Dir].
+func WithFault(f Fault) Option {
+	return func(d *Dir) { d.fault = f }
+}
+
+// step runs one step, as d.fault allows.
+func (d *Dir) step(op Op, key string, do func() error) error {
+	if d.fault == nil {
+		return do()
+	}
+	apply, fail := d.fault(op, key)
+	if fail == nil || apply {
+		if err := do(); err != nil {
+			return err
+		}
+	}
+	return fail
+}
