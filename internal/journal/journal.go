@@ -1,0 +1,239 @@
+// Package journal is the format in which results are recorded until their segment is sealed, and
+// the way to read them back.
+//
+// The results of a segment stand in groups, one for each transaction that recorded some. A group
+// is a format byte and then, compressed unless the format says otherwise, one entry a result:
+//
+//	uvarint  index of the request among those of the segment, in the order of lines
+//	byte     1 if the request succeeded, else 0
+//	uvarint  length
+//	bytes    the finished line of the output or error file
+//
+// Every version that may work on one database reads every format that the others write.
+package journal
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"iter"
+
+	"github.com/klauspost/compress/zstd"
+)
+
+// Formats of a group.
+const (
+	formatPlain byte = iota
+	formatZstd
+)
+
+// AppendEntry appends the entry of one result to the data of a group.
+func AppendEntry(dst []byte, index int, ok bool, line []byte) []byte {
+	dst = binary.AppendUvarint(dst, uint64(index))
+	if ok {
+		dst = append(dst, 1)
+	} else {
+		dst = append(dst, 0)
+	}
+	dst = binary.AppendUvarint(dst, uint64(len(line)))
+	return append(dst, line...)
+}
+
+// An Entry is one result in the data of a group.
+type Entry struct {
+	Index  int
+	OK     bool
+	Offset int    // of Line in the data
+	Line   []byte // points into the data
+}
+
+var errDamaged = errors.New("damaged group")
+
+// Entries yields the entries in the data of a group, or an error and nothing more.
+func Entries(data []byte) iter.Seq2[Entry, error] {
+	return func(yield func(Entry, error) bool) {
+		for rest := data; len(rest) > 0; {
+			index, k := binary.Uvarint(rest)
+			if k <= 0 || index > 1<<31 || len(rest) <= k {
+				yield(Entry{}, errDamaged)
+				return
+			}
+			e := Entry{Index: int(index), OK: rest[k] == 1}
+			rest = rest[k+1:]
+			size, k := binary.Uvarint(rest)
+			if k <= 0 || size == 0 || size > uint64(len(rest)-k) {
+				yield(Entry{}, errDamaged)
+				return
+			}
+			e.Offset = len(data) - len(rest) + k
+			e.Line = rest[k : k+int(size)]
+			rest = rest[k+int(size):]
+			if !yield(e, nil) {
+				return
+			}
+		}
+	}
+}
+
+// A Packer compresses groups. It is not safe for concurrent use.
+type Packer struct{ enc *zstd.Encoder }
+
+// NewPacker returns a packer for groups of about size bytes.
+func NewPacker(size int) *Packer {
+	enc, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1),
+		zstd.WithWindowSize(size), zstd.WithLowerEncoderMem(true))
+	if err != nil {
+		panic(err) // of the options, which are constant but for a size that is
+	}
+	return &Packer{enc}
+}
+
+// Close gives the packer's memory back.
+func (p *Packer) Close() { p.enc.Close() }
+
+// Pack makes a group of its data, compressed unless that gains little (embeddings).
+func (p *Packer) Pack(data []byte) []byte {
+	packed := p.enc.EncodeAll(data, []byte{formatZstd})
+	if len(packed) > len(data)*9/10 {
+		return append(append(packed[:0], formatPlain), data...)
+	}
+	return packed
+}
+
+// An Unpacker is the reverse of a Packer. It is not safe for concurrent use.
+type Unpacker struct{ dec *zstd.Decoder }
+
+// NewUnpacker returns an unpacker.
+func NewUnpacker() *Unpacker {
+	dec, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true))
+	if err != nil {
+		panic(err) // of the options, which are constant
+	}
+	return &Unpacker{dec}
+}
+
+// Close gives the unpacker's memory back.
+func (u *Unpacker) Close() { u.dec.Close() }
+
+// Unpack returns the data of a group. It may point into the group.
+func (u *Unpacker) Unpack(group []byte) ([]byte, error) {
+	if len(group) == 0 {
+		return nil, errDamaged
+	}
+	switch group[0] {
+	case formatPlain:
+		return group[1:], nil
+	case formatZstd:
+		return u.dec.DecodeAll(group[1:], nil)
+	}
+	return nil, fmt.Errorf("group format %d is of a newer version", group[0])
+}
+
+// Store is where groups are recorded.
+type Store interface {
+	// JournalSeqs lists the groups of a segment, oldest first.
+	JournalSeqs(ctx context.Context, segment int64) ([]int64, error)
+	JournalGroup(ctx context.Context, segment, seq int64) ([]byte, error)
+}
+
+// A Record is what is recorded of a segment: for each request, where its line stands.
+type Record struct {
+	store   Store
+	segment int64
+	seqs    []int64
+	places  []place
+	unpack  *Unpacker
+	cache   map[int32][]byte // data of groups
+	cached  int              // bytes in cache
+}
+
+// A place is where a line stands.
+type place struct {
+	group        int32 // index into seqs
+	offset, size int   // in the data of the group; size 0: not recorded
+	ok           bool
+}
+
+// cacheBytes bounds the data that is kept while lines are read. Results stand in the journal in
+// the order they came; of a segment of large answers a group may be unpacked several times.
+const cacheBytes = 8 << 20
+
+// Read reads what is recorded of a segment of n requests. Close the record after use.
+func Read(ctx context.Context, s Store, segment int64, n int) (*Record, error) {
+	seqs, err := s.JournalSeqs(ctx, segment)
+	if err != nil {
+		return nil, err
+	}
+	r := &Record{store: s, segment: segment, seqs: seqs, places: make([]place, n), cache: map[int32][]byte{}}
+	if len(seqs) == 0 {
+		return r, nil
+	}
+	r.unpack = NewUnpacker()
+	for i := range seqs {
+		if err := r.index(ctx, int32(i)); err != nil {
+			r.Close()
+			return nil, fmt.Errorf("group %d: %w", seqs[i], err)
+		}
+	}
+	return r, nil
+}
+
+func (r *Record) index(ctx context.Context, group int32) error {
+	data, err := r.load(ctx, group)
+	if err != nil {
+		return err
+	}
+	for e, err := range Entries(data) {
+		if err != nil {
+			return err
+		}
+		if e.Index >= len(r.places) {
+			return errDamaged
+		}
+		r.places[e.Index] = place{group: group, offset: e.Offset, size: len(e.Line), ok: e.OK}
+	}
+	return nil
+}
+
+// Has reports whether the request with the index has a result.
+func (r *Record) Has(i int) bool { return r.places[i].size > 0 }
+
+// Line returns the finished line of the request with the index, and whether it succeeded. The line
+// is valid until the next call.
+func (r *Record) Line(ctx context.Context, i int) (line []byte, ok bool, err error) {
+	p := r.places[i]
+	data, err := r.load(ctx, p.group)
+	if err != nil {
+		return nil, false, fmt.Errorf("group %d: %w", r.seqs[p.group], err)
+	}
+	return data[p.offset : p.offset+p.size], p.ok, nil
+}
+
+func (r *Record) load(ctx context.Context, group int32) ([]byte, error) {
+	if data, ok := r.cache[group]; ok {
+		return data, nil
+	}
+	packed, err := r.store.JournalGroup(ctx, r.segment, r.seqs[group])
+	if err != nil {
+		return nil, err
+	}
+	data, err := r.unpack.Unpack(packed)
+	if err != nil {
+		return nil, err
+	}
+	if r.cached+len(data) > cacheBytes {
+		clear(r.cache)
+		r.cached = 0
+	}
+	r.cache[group] = data
+	r.cached += len(data)
+	return data, nil
+}
+
+// Close gives the record's memory back.
+func (r *Record) Close() {
+	if r.unpack != nil {
+		r.unpack.Close()
+	}
+}

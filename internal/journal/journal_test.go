@@ -1,0 +1,98 @@
+package journal
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+
+	"pgregory.net/rapid"
+)
+
+// groups is a Store in memory.
+type groups [][]byte
+
+func (g groups) JournalSeqs(context.Context, int64) ([]int64, error) {
+	seqs := make([]int64, len(g))
+	for i := range g {
+		seqs[i] = int64(i)
+	}
+	return seqs, nil
+}
+
+func (g groups) JournalGroup(_ context.Context, _, seq int64) ([]byte, error) { return g[seq], nil }
+
+// What was packed into groups in any order is read back by index.
+func TestReadBack(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		n := rapid.IntRange(1, 200).Draw(t, "requests")
+		recorded := rapid.SliceOfNDistinct(rapid.IntRange(0, n-1), 0, n, rapid.ID).Draw(t, "recorded")
+		line := func(i int) []byte {
+			return fmt.Appendf(nil, `{"custom_id":"%d","x":"%s"}`+"\n", i, bytes.Repeat([]byte("ab"), i%50))
+		}
+		p := NewPacker(1 << 16)
+		defer p.Close()
+		var g groups
+		for rest := recorded; len(rest) > 0; {
+			take := rapid.IntRange(1, len(rest)).Draw(t, "group")
+			var data []byte
+			for _, i := range rest[:take] {
+				data = AppendEntry(data, i, i%3 != 0, line(i))
+			}
+			g = append(g, p.Pack(data))
+			rest = rest[take:]
+		}
+		r, err := Read(t.Context(), g, 1, n)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Close()
+		want := map[int]bool{}
+		for _, i := range recorded {
+			want[i] = true
+		}
+		for i := range n {
+			if r.Has(i) != want[i] {
+				t.Fatalf("request %d: recorded %v, want %v", i, r.Has(i), want[i])
+			}
+			if !want[i] {
+				continue
+			}
+			got, ok, err := r.Line(t.Context(), i)
+			if err != nil || ok != (i%3 != 0) || !bytes.Equal(got, line(i)) {
+				t.Fatalf("request %d: %q, %v, %v", i, got, ok, err)
+			}
+		}
+	})
+}
+
+// Whatever bytes a group has, reading it ends in entries within it or in an error.
+func FuzzEntries(f *testing.F) {
+	f.Add(AppendEntry(AppendEntry(nil, 3, true, []byte("line\n")), 900, false, []byte("other\n")))
+	f.Add([]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1})
+	f.Fuzz(func(t *testing.T, data []byte) {
+		for e, err := range Entries(data) {
+			if err != nil {
+				if !errors.Is(err, errDamaged) {
+					t.Errorf("error %v", err)
+				}
+				return
+			}
+			if !bytes.Equal(data[e.Offset:e.Offset+len(e.Line)], e.Line) {
+				t.Errorf("offset %d is not that of %q", e.Offset, e.Line)
+			}
+		}
+	})
+}
+
+func TestUnknownFormat(t *testing.T) {
+	u := NewUnpacker()
+	defer u.Close()
+	if _, err := u.Unpack([]byte{99, 1, 2}); err == nil {
+		t.Error("a group of an unknown format was unpacked")
+	}
+	if _, err := u.Unpack(nil); err == nil {
+		t.Error("an empty group was unpacked")
+	}
+}
