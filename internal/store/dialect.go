@@ -1,0 +1,131 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"strings"
+	"syscall"
+
+	"github.com/pressly/goose/v3"
+	"modernc.org/sqlite"
+	sqlite3 "modernc.org/sqlite/lib"
+)
+
+// A dialect holds what differs between databases.
+type dialect struct {
+	name      string // of the folder with its migrations
+	goose     goose.Dialect
+	open      func(dsn string) (write, read *sql.DB, err error)
+	check     func(ctx context.Context, db *sql.DB) error
+	retryable func(error) bool
+	// forUpdate ends a SELECT of rows that the transaction is going to change. SQLite needs
+	// nothing: a transaction that may write is the only one from its beginning.
+	forUpdate string
+	// exclusive tells that one process has the database: what a former one held is free.
+	exclusive bool
+}
+
+var sqlite3Dialect = dialect{
+	name: "sqlite", goose: goose.DialectSQLite3,
+	open: openSQLite, check: checkSQLite, retryable: busy,
+	exclusive: true,
+}
+
+// openSQLite opens two pools on one file. Writers queue for the single connection of the first;
+// readers see the last commit and never wait.
+func openSQLite(path string) (write, read *sql.DB, err error) {
+	dsn := func(pragmas ...string) string {
+		q := url.Values{"_pragma": append([]string{
+			"busy_timeout(10000)", "journal_mode(WAL)", "synchronous(FULL)", "foreign_keys(1)",
+			"cache_size(-4096)", "temp_store(MEMORY)",
+		}, pragmas...)}
+		return (&url.URL{Scheme: "file", Opaque: (&url.URL{Path: path}).EscapedPath(), RawQuery: q.Encode()}).String()
+	}
+	// The file is made here, so that its owner alone may read it.
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, nil, err
+	}
+	f.Close()
+	if write, err = sql.Open("sqlite", dsn()+"&_txlock=immediate"); err != nil {
+		return nil, nil, err
+	}
+	write.SetMaxOpenConns(1)
+	if read, err = sql.Open("sqlite", dsn("query_only(1)")); err != nil {
+		write.Close()
+		return nil, nil, err
+	}
+	read.SetMaxOpenConns(4)
+	read.SetMaxIdleConns(4)
+	return write, read, nil
+}
+
+// checkSQLite refuses versions that may lose a commit when the WAL is reset
+// (https://sqlite.org/wal.html#walresetbug), and databases that are not durable.
+func checkSQLite(ctx context.Context, db *sql.DB) error {
+	var version, mode string
+	var sync int
+	if err := db.QueryRowContext(ctx, "SELECT sqlite_version()").Scan(&version); err != nil {
+		return explainSQLite(err)
+	}
+	var a, b, c int
+	if _, err := fmt.Sscanf(version, "%d.%d.%d", &a, &b, &c); err != nil || a*1e6+b*1e3+c < 3_051_003 {
+		return fmt.Errorf("SQLite %s may lose commits; 3.51.3 or newer is needed", version)
+	}
+	if err := db.QueryRowContext(ctx, "PRAGMA journal_mode").Scan(&mode); err != nil {
+		return explainSQLite(err)
+	}
+	if err := db.QueryRowContext(ctx, "PRAGMA synchronous").Scan(&sync); err != nil {
+		return explainSQLite(err)
+	}
+	if mode != "wal" || sync < 2 {
+		return fmt.Errorf("journal_mode is %s and synchronous %d; write-ahead log and full synchronisation are needed", mode, sync)
+	}
+	return nil
+}
+
+func explainSQLite(err error) error {
+	if e, ok := errors.AsType[*sqlite.Error](err); ok && e.Code()&0xff == sqlite3.SQLITE_NOTADB {
+		return fmt.Errorf("the file is not an offpeak database: %w", err)
+	}
+	return err
+}
+
+// busy reports whether a transaction failed only because of others and may run again.
+func busy(err error) bool {
+	e, ok := errors.AsType[*sqlite.Error](err)
+	return ok && (e.Code()&0xff == sqlite3.SQLITE_BUSY || e.Code()&0xff == sqlite3.SQLITE_LOCKED)
+}
+
+// lockFile locks the file at path until it is closed, which the kernel does for a process that
+// dies.
+func lockFile(path string, how int) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := syscall.Flock(int(f.Fd()), how); err != nil {
+		f.Close()
+		if errors.Is(err, syscall.EWOULDBLOCK) {
+			return nil, ErrLocked
+		}
+		return nil, fmt.Errorf("lock: %w", err)
+	}
+	return f, nil
+}
+
+// in returns a list of n placeholders, from $first on.
+func in(first, n int) string {
+	var b strings.Builder
+	for i := range n {
+		if i > 0 {
+			b.WriteByte(',')
+		}
+		fmt.Fprintf(&b, "$%d", first+i)
+	}
+	return b.String()
+}

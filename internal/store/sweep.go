@@ -1,0 +1,96 @@
+package store
+
+import (
+	"context"
+	"time"
+)
+
+// PendingFor is how long a blob may be under way before it is taken for abandoned.
+const PendingFor = 24 * time.Hour
+
+// Sweep takes what is not needed any more: files that are deleted or expired and that no batch
+// reads, parts of uploads that have ended, and blobs that nothing names. Their bytes stay: see Deleted. It does a bounded amount of
+// work and reports whether there may be more.
+func (s *Store) Sweep(ctx context.Context) (more bool, err error) {
+	const most = 500
+	now := s.now()
+	var files, blobs []string
+	var moreUploads bool
+	err = s.tx(ctx, func(q querier) error {
+		if _, err := exec(ctx, q, `UPDATE files SET deleted_at = $1 WHERE deleted_at IS NULL AND expires_at <= $1`, ms(now)); err != nil {
+			return err
+		}
+		files, err = all(ctx, q, scalar[string], `SELECT id FROM files f WHERE deleted_at IS NOT NULL AND NOT EXISTS (
+				SELECT 1 FROM batches b WHERE b.input_file_id = f.id
+				AND b.status IN ('validating', 'in_progress', 'finalizing', 'cancelling'))
+			LIMIT $1`, most)
+		if err != nil {
+			return err
+		}
+		for _, id := range files {
+			keys, err := all(ctx, q, scalar[string], `SELECT blob_key FROM file_parts WHERE file_id = $1`, id)
+			if err != nil {
+				return err
+			}
+			if _, err := exec(ctx, q, `DELETE FROM file_parts WHERE file_id = $1`, id); err != nil {
+				return err
+			}
+			if _, err := exec(ctx, q, `DELETE FROM files WHERE id = $1`, id); err != nil {
+				return err
+			}
+			for _, key := range keys {
+				if err := unnameBlob(ctx, q, key); err != nil {
+					return err
+				}
+			}
+		}
+		if moreUploads, err = sweepUploads(ctx, q, now, most); err != nil {
+			return err
+		}
+		blobs, err = all(ctx, q, scalar[string], `SELECT key FROM blobs
+			WHERE pending = 1 AND created_at <= $1 AND deleted_at IS NULL LIMIT $2`, ms(now.Add(-PendingFor)), most)
+		if err != nil {
+			return err
+		}
+		for _, key := range blobs {
+			if _, err := exec(ctx, q, `UPDATE blobs SET deleted_at = $2, pending = 0 WHERE key = $1`, key, ms(now)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	return len(files) == most || len(blobs) == most || moreUploads, err
+}
+
+// unnameBlob marks a blob pending, as one that nothing names any more, unless another file has it.
+// Sweep finds it then.
+func unnameBlob(ctx context.Context, q querier, key string) error {
+	_, err := exec(ctx, q, `UPDATE blobs SET pending = 1 WHERE key = $1 AND NOT EXISTS (
+		SELECT 1 FROM file_parts WHERE blob_key = $1)`, key)
+	return err
+}
+
+// DropBatches drops batches that ended longer than keep ago. Their files go by their own expiry.
+func (s *Store) DropBatches(ctx context.Context, keep time.Duration) error {
+	_, err := exec(ctx, s.write, `DELETE FROM batches WHERE status IN ('completed', 'failed', 'expired', 'cancelled')
+		AND coalesce(completed_at, failed_at, expired_at, cancelled_at) <= $1`, ms(s.now().Add(-keep)))
+	return err
+}
+
+// Deleted lists blobs that were swept longer than keep ago, whose bytes may go now. keep is to be
+// longer than the oldest backup of the database that anybody would restore.
+func (s *Store) Deleted(ctx context.Context, keep time.Duration) ([]string, error) {
+	return all(ctx, s.read, scalar[string], `SELECT key FROM blobs WHERE deleted_at <= $1 LIMIT 500`, ms(s.now().Add(-keep)))
+}
+
+// Forget drops the rows of blobs whose bytes are gone.
+func (s *Store) Forget(ctx context.Context, keys []string) error {
+	return s.tx(ctx, func(q querier) error {
+		for _, key := range keys {
+			if _, err := exec(ctx, q, `DELETE FROM blobs WHERE key = $1 AND deleted_at IS NOT NULL`, key); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
