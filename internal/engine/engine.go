@@ -1,0 +1,289 @@
+// Package engine moves batches forward: it admits, claims, executes, records, seals, finalizes and
+// sweeps.
+//
+// A batch is created elsewhere, as a row. The engine finds it, checks its input and cuts it into
+// segments; claims segments while their lane has room; sends their requests to upstreams; records
+// answers in groups; seals a segment once every request has its result; and finalizes the batch
+// with the last seal. Every step is level-triggered: it looks at what is recorded and does what
+// that asks for, so that a process which starts after a crash runs the same code as one that goes
+// on.
+//
+// What makes it safe stands in the store: a segment has one owner at a time, and writes of a former
+// one are refused. What the engine adds is order. A result is counted when it is recorded, a
+// segment is sealed from what was recorded, never from memory.
+package engine
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"offpeak/internal/batch"
+	"offpeak/internal/blob"
+	"offpeak/internal/sched"
+	"offpeak/internal/upstream"
+)
+
+// Store is what the engine needs of the metadata. Every write is durable when it returns; writes
+// under a lease that is lost fail with batch.ErrLeaseLost and change nothing.
+type Store interface {
+	admissions
+	segments
+	journals
+	sweeps
+	// Join makes this process a node and frees what a former one on the same data held.
+	Join(ctx context.Context, name string) (node string, err error)
+	Leave(ctx context.Context, node string) error
+}
+
+// Blobs is what the engine needs of the bytes; see package blob for what it promises.
+type Blobs interface {
+	blob.Opener
+	Create(ctx context.Context, key string) (blob.Writer, error)
+	Delete(ctx context.Context, key string) error
+}
+
+// Config is what an Engine is made of.
+type Config struct {
+	Store     Store
+	Blobs     Blobs
+	Upstreams *upstream.Pool
+	// Log gets what operators want to know. Nil: nothing is logged.
+	Log *slog.Logger
+	// Metrics counts what the engine does. Nil: they are made and nobody sees them.
+	Metrics *Metrics
+	// Node is the label of this process.
+	Node string
+	// Rules are what inputs are checked against; Endpoint and Serves are filled in by the engine.
+	Rules batch.Rules
+	// Drain is how long calls in flight may go on after Run was asked to end. Zero: 30 s.
+	Drain time.Duration
+	// Grace is how long they may go on once their batch is ending. Zero: 5 minutes.
+	Grace time.Duration
+	// KeepDeleted is how long the bytes of deleted files are kept, longer than the oldest backup
+	// of the database that anybody would restore. Zero: 7 days.
+	KeepDeleted time.Duration
+	// KeepBatches is how long batches are kept after their end. Zero: for good.
+	KeepBatches time.Duration
+	// Memory bounds the windows of input held at a time, in bytes. Zero: 48 MiB. One segment in
+	// each lane is always allowed.
+	Memory int64
+}
+
+// An Engine runs batches. Make one with New, then call Run.
+type Engine struct {
+	cfg     Config
+	store   Store
+	blobs   Blobs
+	pool    *upstream.Pool
+	log     *slog.Logger
+	metrics *Metrics
+	node    string
+
+	wakeAdmit, wakeClaim, wakeFinalize chan struct{} // of capacity 1
+
+	recorder *recorder
+	seals    chan *hold
+
+	// Owned by claimAll.
+	strays  bool                 // we may hold what we do not know of
+	shunned map[string]time.Time // by batch: until when it is left alone
+
+	mu           sync.Mutex
+	sites        []*site
+	lanes        map[batch.Lane]*lane
+	holds        map[int64]*hold // by segment
+	loaded       int64           // bytes of windows in holds
+	draining     bool
+	alarm        *time.Timer // fires when a retry is due or a gate opens
+	alarmAt      time.Time
+	admitted     map[string]bool       // batches that this node validates
+	strayBatches bool                  // it may validate others without knowing
+	waiting      map[string]string     // of them, those that wait, and for what
+	unserved     map[string]batch.Lane // batches with work for a lane that no upstream is known for
+	hard         context.Context       // ends when calls in flight must
+}
+
+// Limits of the engine's own.
+const (
+	poll             = 250 * time.Millisecond // for what nobody woke us for
+	windowLines      = 1000
+	windowBytes      = 8 << 20
+	admissionsAtOnce = 3
+	sealers          = 2
+)
+
+// New returns an engine that does nothing yet.
+func New(c Config) *Engine {
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.Metrics == nil {
+		c.Metrics = NewMetrics()
+	}
+	if c.Drain == 0 {
+		c.Drain = 30 * time.Second
+	}
+	if c.Grace == 0 {
+		c.Grace = 5 * time.Minute
+	}
+	if c.KeepDeleted == 0 {
+		c.KeepDeleted = 7 * 24 * time.Hour
+	}
+	if c.Memory == 0 {
+		c.Memory = 48 << 20
+	}
+	if c.Rules.MaxLine == 0 {
+		c.Rules.MaxLine = batch.DefaultMaxLine
+	}
+	e := &Engine{
+		cfg: c, store: c.Store, blobs: c.Blobs, pool: c.Upstreams, log: c.Log, metrics: c.Metrics,
+		wakeAdmit: make(chan struct{}, 1), wakeClaim: make(chan struct{}, 1), wakeFinalize: make(chan struct{}, 1),
+		seals: make(chan *hold, 256),
+		lanes: map[batch.Lane]*lane{}, holds: map[int64]*hold{}, shunned: map[string]time.Time{},
+		admitted: map[string]bool{}, waiting: map[string]string{}, unserved: map[string]batch.Lane{},
+	}
+	e.recorder = newRecorder(c.Store, c.Log, c.Metrics)
+	for _, u := range e.pool.All() {
+		e.sites = append(e.sites, &site{up: u, gate: sched.NewGate(u.MaxInFlight())})
+	}
+	c.Metrics.watch(e)
+	return e
+}
+
+// Wake tells the engine that a batch was created, cancelled or otherwise changed, so that it looks
+// at once instead of soon.
+func (e *Engine) Wake() {
+	wake(e.wakeAdmit)
+	wake(e.wakeClaim)
+}
+
+func wake(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default: // it is going to look anyway
+	}
+}
+
+// Run moves batches until ctx ends. Then it claims nothing more, lets the calls in flight end, for
+// Config.Drain at most or until abort ends, records what they brought, and returns. Requests it
+// did not get to are as if it had never seen them.
+func (e *Engine) Run(ctx, abort context.Context) error {
+	node, err := e.store.Join(context.WithoutCancel(ctx), e.cfg.Node)
+	if err != nil {
+		return err
+	}
+	e.node = node
+
+	hard, cutOff := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer cutOff(nil)
+	defer context.AfterFunc(abort, func() { cutOff(errStopped) })()
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(e.cfg.Drain, func() { cutOff(errStopped) }) })()
+	defer context.AfterFunc(hard, e.recorder.hurry)()
+	e.hard = hard
+	e.alarm = time.AfterFunc(time.Hour, e.ring)
+	defer e.alarm.Stop()
+
+	// Three stages end one after the other: what brings new work in, what executes it, what
+	// records its results.
+	var intake, workers, committer, sealing sync.WaitGroup
+	intake.Go(func() { e.pool.Run(ctx) })
+	intake.Go(func() { e.admitAll(ctx) })
+	intake.Go(func() { e.claimAll(ctx) })
+	intake.Go(func() { e.finalizeAll(ctx) })
+	intake.Go(func() { e.sweepAll(ctx) })
+	for _, s := range e.sites {
+		for range s.up.MaxInFlight() {
+			workers.Go(func() { e.work(s) })
+		}
+	}
+	recording, stopRecording := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopRecording()
+	committer.Go(func() { e.recorder.run(recording, e.settled) })
+	for range sealers {
+		sealing.Go(func() {
+			for h := range e.seals {
+				e.sealHold(recording, h)
+			}
+		})
+	}
+
+	<-ctx.Done()
+	e.drain()
+	workers.Wait()
+	intake.Wait()
+	// The database may be away. What cannot be recorded now is sent again another time.
+	defer time.AfterFunc(10*time.Second, stopRecording).Stop()
+	e.recorder.close()
+	committer.Wait()
+	close(e.seals)
+	sealing.Wait()
+	farewell, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	e.finalizeReady(farewell)
+	e.releaseAll(farewell)
+	return e.store.Leave(farewell, node)
+}
+
+// errStopped is why calls end that outlast the drain.
+var errStopped = errors.New("the server is stopping")
+
+// drain makes workers end after the call they are in.
+func (e *Engine) drain() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.draining = true
+	for _, s := range e.sites {
+		for _, w := range s.idle {
+			close(w)
+		}
+		s.idle = nil
+	}
+}
+
+// releaseAll gives back what is still held, so that whoever comes next need not wait.
+func (e *Engine) releaseAll(ctx context.Context) {
+	e.mu.Lock()
+	holds := slices.Collect(maps.Values(e.holds))
+	e.mu.Unlock()
+	for _, h := range holds {
+		if err := e.store.Release(ctx, e.recorder.lease(h)); err != nil && !errors.Is(err, batch.ErrLeaseLost) {
+			e.log.Warn("release segment", "segment", h.lease.ID, "err", err)
+		}
+	}
+}
+
+// Activity returns what goes on for a batch on this node.
+func (e *Engine) Activity(batchID string) batch.Activity {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	var a batch.Activity
+	if _, waits := e.waiting[batchID]; waits {
+		a.WaitingFor = e.pool.Trouble() // as it is now: it was perhaps not known when the wait began
+	}
+	if lane, ok := e.unserved[batchID]; ok {
+		a.WaitingFor = cmp.Or(e.pool.Trouble(), "no upstream serves the model "+lane.Model)
+	}
+	moving := false
+	for _, h := range e.holds {
+		if h.lease.BatchID != batchID {
+			continue
+		}
+		a.InFlight += h.inFlight
+		a.Rate = h.meter.Rate(time.Now()) // one for all holds of a batch
+		trouble := e.trouble(h.lane)
+		moving = moving || trouble == ""
+		if a.WaitingFor == "" {
+			a.WaitingFor = trouble
+		}
+	}
+	if moving {
+		a.WaitingFor = ""
+	}
+	return a
+}

@@ -1,0 +1,239 @@
+package engine
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+
+	"offpeak/internal/batch"
+	"offpeak/internal/journal"
+)
+
+type journals interface {
+	// Record records groups of different segments in one transaction, and returns the segments
+	// whose lease is lost; of those nothing is recorded. It may be repeated as it was.
+	Record(ctx context.Context, groups []batch.Group) (lost []int64, err error)
+	journal.Store
+}
+
+// A recorder makes results durable: it gathers them and records them in groups, one transaction
+// for all segments together.
+type recorder struct {
+	store   journals
+	log     *slog.Logger
+	metrics *Metrics
+	wake    chan struct{} // of capacity 1
+
+	mu       sync.Mutex
+	space    sync.Cond
+	groups   []*hold // with something to record
+	finished []*hold // of which nothing more comes
+	bytes    int     // in groups
+	oldest   time.Time
+	urgent   bool // somebody waits for what is in groups
+	hurried  bool // workers are to end and wait for nothing
+	closed   bool
+}
+
+// A group is what is to be recorded of one hold next.
+type group struct {
+	data []byte
+	n    int
+}
+
+const (
+	groupDelay = 50 * time.Millisecond
+	groupBytes = 256 << 10
+	// pendingBytes bounds what waits to be recorded; beyond it workers wait, too.
+	pendingBytes = 4 << 20
+)
+
+func newRecorder(s journals, log *slog.Logger, m *Metrics) *recorder {
+	r := &recorder{store: s, log: log, metrics: m, wake: make(chan struct{}, 1)}
+	r.space.L = &r.mu
+	return r
+}
+
+// add takes the finished line of one result. It blocks while too much waits to be recorded, unless
+// hurried. Of a segment that is lost it takes nothing.
+func (r *recorder) add(h *hold, index int, ok bool, u batch.Usage, line []byte) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for r.bytes > pendingBytes && !r.hurried {
+		r.space.Wait()
+	}
+	if h.lost {
+		return
+	}
+	g := h.group
+	if g == nil {
+		g = &group{}
+		h.group = g
+		r.groups = append(r.groups, h)
+	}
+	before := len(g.data)
+	g.data = journal.AppendEntry(g.data, index, ok, line)
+	if ok {
+		h.lease.Tally.Completed++
+		h.lease.Tally.Usage.Add(u)
+	} else {
+		h.lease.Tally.Failed++
+	}
+	g.n++
+	if r.bytes == 0 {
+		r.oldest = time.Now()
+		wake(r.wake)
+	}
+	r.bytes += len(g.data) - before
+	if r.bytes >= groupBytes {
+		wake(r.wake)
+	}
+}
+
+// finish announces that no more results of h come. Once all are recorded, it is settled.
+func (r *recorder) finish(h *hold) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.finished = append(r.finished, h)
+	r.urgent = true
+	wake(r.wake)
+}
+
+// hurry makes add wait no more. A worker that waits while the database is away would never end.
+func (r *recorder) hurry() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.hurried = true
+	r.space.Broadcast()
+}
+
+// close makes run return once everything is recorded. Nothing is added from then on.
+func (r *recorder) close() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.closed, r.urgent = true, true
+	wake(r.wake)
+}
+
+// lease returns the lease of h as it is after the last write.
+func (r *recorder) lease(h *hold) batch.Lease {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return h.lease
+}
+
+// run records groups until closed and empty, or until ctx ends. It calls settled with every
+// finished hold whose results are recorded, and, with an error, with every hold that is lost.
+func (r *recorder) run(ctx context.Context, settled func(context.Context, *hold, error)) {
+	packer := journal.NewPacker(groupBytes)
+	defer packer.Close()
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	for {
+		holds, finished, closed, wait := r.collect()
+		if wait >= 0 {
+			timer.Reset(wait)
+			select {
+			case <-r.wake:
+			case <-timer.C:
+			case <-ctx.Done():
+				return
+			}
+			continue
+		}
+		groups := make([]batch.Group, len(holds))
+		for i, h := range holds {
+			groups[i] = batch.Group{Lease: h.lease, Tally: h.lease.Tally, Data: packer.Pack(h.data)}
+		}
+		lost, err := r.record(ctx, groups)
+		if err != nil {
+			return // asked to end; whatever is unrecorded is sent again another time
+		}
+		for _, h := range r.recorded(holds, lost) {
+			settled(ctx, h, batch.ErrLeaseLost)
+		}
+		for _, h := range finished {
+			if !h.lost { // now or before: only this goroutine finds out
+				settled(ctx, h, nil)
+			}
+		}
+		if closed && len(holds) == 0 {
+			return
+		}
+	}
+}
+
+// taken is the group of a hold on its way to the store, with the lease as it was at that moment.
+type taken struct {
+	*hold
+	lease batch.Lease
+	data  []byte
+	n     int
+}
+
+// collect takes everything that is to be recorded, or says how long to wait before that.
+func (r *recorder) collect() (out []taken, finished []*hold, closed bool, wait time.Duration) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.urgent && !r.closed && r.bytes < groupBytes {
+		if r.bytes == 0 {
+			return nil, nil, false, time.Hour
+		}
+		if age := time.Since(r.oldest); age < groupDelay {
+			return nil, nil, false, groupDelay - age
+		}
+	}
+	for _, h := range r.groups {
+		out = append(out, taken{h, h.lease, h.group.data, h.group.n})
+		h.group = nil
+	}
+	finished = r.finished
+	r.groups, r.finished, r.urgent, r.bytes = nil, nil, false, 0
+	r.space.Broadcast()
+	return out, finished, r.closed, -1
+}
+
+// record has the groups recorded, for as long as that takes. It repeats a failed transaction as it
+// was: perhaps only its reply was lost.
+func (r *recorder) record(ctx context.Context, groups []batch.Group) (lost []int64, err error) {
+	if len(groups) == 0 {
+		return nil, nil
+	}
+	start := time.Now()
+	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
+		if lost, err = r.store.Record(ctx, groups); err == nil {
+			r.metrics.commit(len(groups), time.Since(start))
+			return lost, nil
+		}
+		if ctx.Err() != nil {
+			return nil, err
+		}
+		r.log.Error("record results; sending stops until that works", "err", err)
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return nil, err
+		}
+	}
+}
+
+// recorded notes that the groups of holds are recorded, save the lost ones, which it returns.
+func (r *recorder) recorded(holds []taken, lost []int64) (gone []*hold) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	ids := map[int64]bool{}
+	for _, id := range lost {
+		ids[id] = true
+	}
+	for _, h := range holds {
+		r.metrics.journalled.Add(float64(h.n))
+		if ids[h.lease.ID] {
+			h.hold.lost = true
+			gone = append(gone, h.hold)
+		} else {
+			h.hold.lease.Seq++
+		}
+	}
+	return gone
+}

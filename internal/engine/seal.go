@@ -1,0 +1,145 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"offpeak/internal/batch"
+	"offpeak/internal/blob"
+	"offpeak/internal/journal"
+)
+
+// sealHold seals h for as long as that takes, since there is nobody else to do it while h is held.
+//
+// If we crash before the last step, the parts are blobs that nobody names and that are swept; the
+// next owner seals again under new keys, to the same bytes.
+func (e *Engine) sealHold(ctx context.Context, h *hold) {
+	lease := e.recorder.lease(h)
+	var output, errs batch.Part
+	written := false
+	for pause := 100 * time.Millisecond; ; pause = min(2*pause, 5*time.Second) {
+		var err error
+		if !written {
+			output, errs, err = e.writeParts(ctx, h, lease)
+			written = err == nil
+		}
+		if written {
+			// Repeated as it was: if only the reply got lost, the journal is gone already.
+			var last bool
+			if last, err = e.store.Seal(ctx, lease, output, errs); err == nil {
+				e.metrics.sealed.Inc()
+				e.drop(h)
+				if last {
+					wake(e.wakeFinalize)
+				}
+				return
+			}
+		}
+		switch {
+		case errors.Is(err, batch.ErrLeaseLost):
+			e.drop(h)
+			return
+		case errors.Is(err, batch.ErrSwept):
+			written = false
+		case ctx.Err() != nil:
+			return // it stays held and is released
+		}
+		e.log.Error("seal segment", "batch", h.lease.BatchID, "segment", h.lease.ID, "err", err)
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// writeParts writes what is recorded of h to an output and an error part, in the order of lines.
+func (e *Engine) writeParts(ctx context.Context, h *hold, lease batch.Lease) (output, errs batch.Part, err error) {
+	fail := func(err error) (batch.Part, batch.Part, error) { return batch.Part{}, batch.Part{}, err }
+	recorded, err := journal.Read(ctx, e.store, lease.ID, len(h.requests))
+	if err != nil {
+		return fail(err)
+	}
+	defer recorded.Close()
+	good, bad := e.newPart(), e.newPart()
+	defer good.abort()
+	defer bad.abort()
+	var line []byte
+	for i := range h.requests {
+		if !recorded.Has(i) {
+			r := batch.Result{}
+			switch h.ending {
+			case batch.Expired:
+				r.Failure = batch.FailureExpired
+			case batch.Cancelled:
+				r.Failure = batch.FailureCancelled
+			default:
+				return fail(fmt.Errorf("line %d has no result in a batch that is not ending", h.requests[i].Line))
+			}
+			line = r.AppendLine(line[:0], lease.BatchID, h.requests[i].Request)
+			if err := bad.write(ctx, line); err != nil {
+				return fail(err)
+			}
+			continue
+		}
+		line, ok, err := recorded.Line(ctx, i)
+		if err != nil {
+			return fail(err)
+		}
+		to := bad
+		if ok {
+			to = good
+		}
+		if err := to.write(ctx, line); err != nil {
+			return fail(err)
+		}
+	}
+	if output, err = good.commit(); err != nil {
+		return fail(err)
+	}
+	if errs, err = bad.commit(); err != nil {
+		return fail(err)
+	}
+	return output, errs, nil
+}
+
+// A part is an output or error part being written. Without lines it never comes into being.
+type part struct {
+	e   *Engine
+	key string
+	w   blob.Writer
+}
+
+func (e *Engine) newPart() *part { return &part{e: e} }
+
+func (p *part) write(ctx context.Context, line []byte) error {
+	if p.w == nil {
+		p.key = blob.NewKey()
+		// The row first: bytes without a row would never be found again.
+		if err := p.e.store.ReserveBlob(ctx, p.key); err != nil {
+			return err
+		}
+		var err error
+		if p.w, err = p.e.blobs.Create(ctx, p.key); err != nil {
+			return err
+		}
+	}
+	_, err := p.w.Write(line)
+	return err
+}
+
+func (p *part) commit() (batch.Part, error) {
+	if p.w == nil {
+		return batch.Part{}, nil
+	}
+	n, err := p.w.Commit()
+	return batch.Part{Key: p.key, Bytes: n}, err
+}
+
+func (p *part) abort() {
+	if p.w != nil {
+		p.w.Abort()
+	}
+}

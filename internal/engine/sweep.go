@@ -1,0 +1,119 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"offpeak/internal/batch"
+)
+
+type sweeps interface {
+	// Expire ends the batches whose deadline has passed, and returns them.
+	Expire(ctx context.Context) ([]string, error)
+	// Finalizable lists ending batches without an open segment; Finalize makes one terminal.
+	Finalizable(ctx context.Context) ([]string, error)
+	Finalize(ctx context.Context, id string) (b batch.Batch, done bool, err error)
+	// Sweep drops what nobody names; the bytes are removed once Deleted lists them.
+	Sweep(ctx context.Context) (more bool, err error)
+	DropBatches(ctx context.Context, keep time.Duration) error
+	Deleted(ctx context.Context, keep time.Duration) ([]string, error)
+	Forget(ctx context.Context, keys []string) error
+	CountBatches(ctx context.Context) (map[batch.Status]int64, error)
+}
+
+// finalizeAll makes batches terminal whose last segment is sealed.
+func (e *Engine) finalizeAll(ctx context.Context) {
+	tick := time.NewTicker(poll)
+	defer tick.Stop()
+	for {
+		e.finalizeReady(ctx)
+		select {
+		case <-e.wakeFinalize:
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func (e *Engine) finalizeReady(ctx context.Context) {
+	ids, err := e.store.Finalizable(ctx)
+	if err != nil {
+		if ctx.Err() == nil {
+			e.log.Error("look for batches to finalize", "err", err)
+		}
+		return
+	}
+	for _, id := range ids {
+		b, done, err := e.store.Finalize(ctx, id)
+		if err != nil {
+			if ctx.Err() == nil {
+				e.log.Error("finalize batch", "batch", id, "err", err)
+			}
+			continue
+		}
+		if done {
+			e.metrics.ended.WithLabelValues(string(b.Status)).Inc()
+			e.log.Info("batch ended", "batch", id, "status", b.Status, "total", b.Counts.Total,
+				"completed", b.Counts.Completed, "failed", b.Counts.Failed, "dur", time.Since(b.CreatedAt).Round(time.Millisecond))
+		}
+	}
+}
+
+// sweepAll ends batches at their deadline, and every now and then removes what nobody needs.
+func (e *Engine) sweepAll(ctx context.Context) {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for n := 0; ; n++ {
+		expired, err := e.store.Expire(ctx)
+		if len(expired) > 0 {
+			e.log.Info("deadline passed", "batches", expired)
+			wake(e.wakeClaim)
+		}
+		if err == nil && n%60 == 0 {
+			err = e.sweep(ctx)
+		}
+		if err != nil && ctx.Err() == nil {
+			e.log.Error("sweep", "err", err)
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// sweep drops rows first and bytes later: a restored backup of the database may still name them.
+func (e *Engine) sweep(ctx context.Context) error {
+	if e.cfg.KeepBatches > 0 {
+		if err := e.store.DropBatches(ctx, e.cfg.KeepBatches); err != nil {
+			return err
+		}
+	}
+	for more := true; more; {
+		var err error
+		if more, err = e.store.Sweep(ctx); err != nil {
+			return err
+		}
+	}
+	for {
+		keys, err := e.store.Deleted(ctx, e.cfg.KeepDeleted)
+		if err != nil || len(keys) == 0 {
+			return err
+		}
+		var failed error
+		gone := keys[:0]
+		for _, key := range keys {
+			if err := e.blobs.Delete(ctx, key); err != nil {
+				failed = err // the others go all the same
+				continue
+			}
+			gone = append(gone, key)
+		}
+		if err := e.store.Forget(ctx, gone); err != nil || failed != nil {
+			return errors.Join(failed, err)
+		}
+	}
+}
