@@ -1,0 +1,256 @@
+// Package api serves the public HTTP API: OpenAI's files, uploads, batches and models, as contract
+// §1 to §15 describe them and as unmodified SDKs expect them.
+//
+// A handler turns a request into an intent, hands it to the store, and turns what comes back into
+// a wire object. Every write is one store call that is durable when it returns, so that there is
+// nothing to undo: an upload that breaks off leaves a blob that nothing names, which the sweeper
+// removes. What all routes have in common (keys, decoding, errors, headers, limits on slow
+// clients, logs and metrics) is done in one place each; [server.routes] lists the routes.
+//
+// What the package leaves out: TLS, limits on connections and the time to read a request's header
+// are the http.Server's. That must have neither ReadTimeout nor WriteTimeout, which would cut long
+// uploads and downloads; here a client is cut off when it stalls (see Config.Stall).
+package api
+
+import (
+	"context"
+	"log/slog"
+	"net/http"
+	"path"
+	"slices"
+	"strings"
+	"time"
+
+	"offpeak/internal/batch"
+	"offpeak/internal/blob"
+)
+
+// Config says what a server serves and what it is made of. Store and Blobs are required; of every
+// other field the zero value will do.
+type Config struct {
+	Store Store
+	Blobs Blobs
+	// Models lists what GET /v1/models shows. Nil: nothing.
+	Models Models
+	// Keys tells who is calling. Nil: AnyKey.
+	Keys Keys
+	// Policy is what users may create.
+	Policy batch.Policy
+
+	// Activity returns what goes on for a batch. Nil: nobody here knows.
+	Activity func(batchID string) batch.Activity
+	// Wake is called after a batch was created or cancelled, and must not block. Nil: nobody is told.
+	Wake func()
+	// Ready returns why this process cannot serve now. Nil: it always can.
+	Ready func(context.Context) error
+	// Metrics answers GET /metrics. Nil: there is no such page.
+	Metrics http.Handler
+	// Observe is told of every request: its route, such as "GET /v1/batches/{id}" or "other", the
+	// class of its status, such as "2xx", and how long it took. Nil: nobody is told.
+	Observe func(route, class string, took time.Duration)
+	// Log gets a debug line for every request and an error line for every failure of ours. Nil:
+	// nothing is logged.
+	Log *slog.Logger
+
+	// Stall is how long a client may neither send nor take a byte before its request is given up.
+	// Zero: 2 minutes.
+	Stall time.Duration
+	// Now is the clock that objects are dated by. Nil: time.Now.
+	Now func() time.Time
+}
+
+// A Store keeps what the API creates. Every write is one transaction, durable and visible to the
+// next read when it returns. Objects of another project behave as if they did not exist.
+type Store interface {
+	// ReserveBlob notes that a blob is about to be written. If no file comes to name it, it will
+	// be swept.
+	ReserveBlob(ctx context.Context, key string) error
+	// CreateFile makes f of blobs that were reserved and are written.
+	CreateFile(ctx context.Context, f batch.File) error
+	// File returns a file with its parts, or batch.NoFile if it is unknown, deleted or expired.
+	File(ctx context.Context, project, id string) (batch.File, error)
+	// ListFiles returns a page and whether more follow, or batch.NoFile for an unknown q.After.
+	ListFiles(ctx context.Context, project string, q batch.FileQuery) (files []batch.File, more bool, err error)
+	// DeleteFile deletes a file, or returns batch.NoFile like File.
+	DeleteFile(ctx context.Context, project, id string) error
+	uploads
+
+	// CreateBatch makes b; from then on it will be run.
+	CreateBatch(ctx context.Context, b batch.Batch) error
+	// CreateBatchOnce is CreateBatch for a request that can be repeated under a key: it returns the
+	// batch that was made the first time, or a Conflict if that request was another.
+	CreateBatchOnce(ctx context.Context, b batch.Batch, key string, request [32]byte) (batch.Batch, error)
+	// Batch returns a batch, or batch.NoBatch if it is unknown.
+	Batch(ctx context.Context, project, id string) (batch.Batch, error)
+	// ListBatches returns a page and whether more follow, or batch.NoBatch for an unknown q.After.
+	ListBatches(ctx context.Context, project string, q batch.BatchQuery) (batches []batch.Batch, more bool, err error)
+	results
+	// CancelBatch does what Batch.Cancel says and returns the batch as it is then.
+	CancelBatch(ctx context.Context, project, id string) (batch.Batch, error)
+}
+
+// Blobs keeps the bytes of files, as package blob promises.
+type Blobs interface {
+	blob.Opener
+	Create(ctx context.Context, key string) (blob.Writer, error)
+}
+
+// Models knows which models the upstreams serve.
+type Models interface {
+	// Models lists them, always in the same order.
+	Models(ctx context.Context) []batch.ModelInfo
+}
+
+// New returns a server. It is safe for concurrent use.
+func New(c Config) http.Handler {
+	if c.Keys == nil {
+		c.Keys = AnyKey{}
+	}
+	if c.Models == nil {
+		c.Models = noModels{}
+	}
+	if c.Wake == nil {
+		c.Wake = func() {}
+	}
+	if c.Ready == nil {
+		c.Ready = func(context.Context) error { return nil }
+	}
+	if c.Observe == nil {
+		c.Observe = func(string, string, time.Duration) {}
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.Stall == 0 {
+		c.Stall = 2 * time.Minute
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	s := &server{Config: c}
+	s.mux = s.newMux(s.routes())
+	return s
+}
+
+// A server is what New returns.
+type server struct {
+	Config
+	mux *http.ServeMux
+}
+
+// routes lists every route there is.
+func (s *server) routes() map[string]handler {
+	routes := map[string]handler{
+		"POST /v1/files":             s.authenticated(s.upload),
+		"GET /v1/files":              serveJSON(s, decodeFileQuery, s.listFiles),
+		"GET /v1/files/{id}":         serveJSON(s, decodeID, s.file),
+		"DELETE /v1/files/{id}":      serveJSON(s, decodeID, s.deleteFile),
+		"GET /v1/files/{id}/content": s.authenticated(s.content),
+
+		"POST /v1/uploads":               serveJSON(s, decodeCreateUpload, s.createUpload),
+		"POST /v1/uploads/{id}/parts":    s.authenticated(s.addPart),
+		"POST /v1/uploads/{id}/complete": serveJSON(s, decodeCompletion, s.completeUpload),
+		"POST /v1/uploads/{id}/cancel":   serveJSON(s, decodeID, s.cancelUpload),
+
+		"POST /v1/batches":             serveJSON(s, decodeCreateBatch, s.createBatch),
+		"GET /v1/batches":              serveJSON(s, decodeBatchQuery, s.listBatches),
+		"GET /v1/batches/{id}":         serveJSON(s, decodeID, s.batch),
+		"POST /v1/batches/{id}/cancel": serveJSON(s, decodeID, s.cancelBatch),
+
+		"GET /v1/models":         serveJSON(s, decodeNothing, s.listModels),
+		"GET /v1/models/{id...}": serveJSON(s, decodeID, s.model),
+
+		"GET /healthz": s.healthz,
+		"GET /readyz":  s.readyz,
+
+		"GET /openapi.yaml": s.openapi,
+	}
+	if s.Policy.Profile != batch.ProfileOpenAI {
+		routes["GET /v1/batches/{id}/output"] = s.authenticated(s.recordedOutput)
+		routes["GET /v1/batches/{id}/errors"] = s.authenticated(s.recordedErrors)
+	}
+	if s.Metrics != nil {
+		routes["GET /metrics"] = s.metrics
+	}
+	return routes
+}
+
+// A handler answers one request, or returns why it cannot.
+type handler func(w *response, r *http.Request) error
+
+// newMux makes a mux of routes that answers in our words where none of them matches: a path that
+// is known, but not with this method, and a path that is not.
+func (s *server) newMux(routes map[string]handler) *http.ServeMux {
+	mux := http.NewServeMux()
+	handle := func(pattern string, h handler) {
+		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
+			if err := h(w.(*response), r); err != nil {
+				s.fail(w.(*response), r, err)
+			}
+		})
+	}
+	allowed := make(map[string][]string) // path :: methods
+	for pattern, h := range routes {
+		handle(pattern, h)
+		method, path, _ := strings.Cut(pattern, " ")
+		allowed[path] = append(allowed[path], method)
+	}
+	for path, methods := range allowed {
+		slices.Sort(methods)
+		handle(path, wrongMethod(strings.Join(methods, ", ")))
+	}
+	handle("/", noRoute)
+	return mux
+}
+
+// ServeHTTP implements http.Handler.
+func (s *server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
+	answering(r)
+	w, r := newResponse(rw, r, s.Stall)
+	s.serve(w, r)
+	s.observe(w, r)
+	if w.cut {
+		panic(http.ErrAbortHandler) // the client must not take what it got for the whole answer
+	}
+}
+
+// serve answers r, come what may.
+func (s *server) serve(w *response, r *http.Request) {
+	defer func() {
+		switch v := recover(); v {
+		case nil:
+		case http.ErrAbortHandler:
+			w.cut = true
+		default:
+			s.fail(w, r, newPanicError(v))
+		}
+	}()
+	// The mux would redirect a path that is not clean, and one with a slash too many at its end.
+	// Clients lose the body of a POST on the way (contract H-01).
+	if p := r.URL.EscapedPath(); !strings.HasPrefix(p, "/") || p != path.Clean(p) {
+		s.fail(w, r, noRoute(w, r))
+		return
+	}
+	s.mux.ServeHTTP(w, r)
+}
+
+// healthz says that the process is alive.
+func (s *server) healthz(w *response, _ *http.Request) error {
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	_, err := w.Write([]byte("ok\n"))
+	return err
+}
+
+// readyz says whether the process can serve.
+func (s *server) readyz(w *response, r *http.Request) error {
+	if err := s.Ready(r.Context()); err != nil {
+		s.Log.Warn("not ready", "err", err)
+		return errUnavailable
+	}
+	return s.healthz(w, r)
+}
+
+func (s *server) metrics(w *response, r *http.Request) error {
+	s.Metrics.ServeHTTP(w, r)
+	return nil
+}
