@@ -1,0 +1,193 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/dustin/go-humanize"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"offpeak/internal/batch"
+	"offpeak/internal/blob"
+	"offpeak/internal/engine"
+	"offpeak/internal/sim"
+	"offpeak/internal/store"
+	"offpeak/internal/upstream"
+)
+
+// engineFlags are what `run` and `serve` share: the upstreams, and how they are used.
+type engineFlags struct {
+	Config      configFlag    `placeholder:"FILE" env:"OFFPEAK_CONFIG" help:"YAML file with settings: any flag by its name, and a list of upstreams (docs/configuration.md)."`
+	Upstream    []string      `sep:"," placeholder:"URL" env:"OFFPEAK_UPSTREAM" help:"Inference server to use, such as http://localhost:8000/v1; repeatable. \"sim\" is a simulated one. By default those found on this machine at the usual ports. A key for it is taken from the environment, OFFPEAK_UPSTREAM_KEY."`
+	MaxInFlight int           `default:"64" placeholder:"N" env:"OFFPEAK_MAX_IN_FLIGHT" help:"Requests that each upstream gets at a time (default: ${default})."`
+	Timeout     time.Duration `default:"1h" placeholder:"DURATION" env:"OFFPEAK_TIMEOUT" help:"How long one request may take at the upstream (default: ${default})."`
+	MaxAnswer   byteSize      `default:"64MiB" placeholder:"SIZE" env:"OFFPEAK_MAX_ANSWER" help:"How large an answer may be (default: ${default})."`
+	MaxLine     byteSize      `default:"64MiB" placeholder:"SIZE" env:"OFFPEAK_MAX_LINE" help:"How long a line of the input may be (default: ${default})."`
+}
+
+// settings returns the upstreams that the flags and the config file ask for. Flags win; what the
+// file says about the URL of a flag still counts.
+func (f *engineFlags) settings(c *configFile, getenv func(string) string) ([]upstreamSetting, error) {
+	switch {
+	case f.MaxInFlight < 1:
+		return nil, fmt.Errorf("--max-in-flight is %d, want at least 1", f.MaxInFlight)
+	case f.Timeout <= 0:
+		return nil, fmt.Errorf("--timeout is %s, want more than 0", f.Timeout)
+	}
+	settings := c.upstreams
+	if len(f.Upstream) > 0 {
+		settings = nil
+		for _, url := range f.Upstream {
+			u := upstreamSetting{URL: url}
+			for _, known := range c.upstreams {
+				if strings.TrimRight(known.URL, "/") == strings.TrimRight(url, "/") {
+					u = known
+				}
+			}
+			settings = append(settings, u)
+		}
+	}
+	for i := range settings {
+		u := &settings[i]
+		if u.KeyEnv != "" {
+			if u.Key = getenv(u.KeyEnv); u.Key == "" {
+				return nil, fmt.Errorf("upstream %s: its key is to be in the environment variable %s, which is empty", u.URL, u.KeyEnv)
+			}
+		}
+		u.Key = cmp.Or(u.Key, getenv("OFFPEAK_UPSTREAM_KEY"))
+		u.MaxInFlight = cmp.Or(u.MaxInFlight, f.MaxInFlight)
+	}
+	return settings, nil
+}
+
+// rules are what inputs are checked against; requests bounds them, 0 leaves that to the profile.
+func (f *engineFlags) rules(p batch.Profile, requests int64) batch.Rules {
+	r := batch.Rules{MaxLine: int(f.MaxLine), MaxRequests: cmp.Or(requests, 1_000_000)}
+	if p == batch.ProfileOpenAI {
+		r.OneModel, r.MaxEmbeddingInputs = true, batch.MaxEmbeddingInputs
+		r.MaxRequests = cmp.Or(requests, 50_000)
+	}
+	return r
+}
+
+// A node is what works on a data folder: the parts of a server, without its API.
+type node struct {
+	store   *store.Store
+	blobs   *blob.Dir
+	pool    *upstream.Pool
+	engine  *engine.Engine
+	metrics *prometheus.Registry
+	sim     *sim.Running // nil unless there is an upstream "sim"
+}
+
+// openNode opens the data folder dir and gets everything ready to run. Of ec the settings count; the
+// parts are filled in.
+func openNode(ctx context.Context, dir string, f *engineFlags, c *configFile, ec engine.Config, s *streams, log *slog.Logger) (_ *node, err error) {
+	n := &node{metrics: prometheus.NewRegistry()}
+	defer func() {
+		if err != nil {
+			n.close()
+			err = tellRoom(err, dir)
+		}
+	}()
+	settings, err := f.settings(c, s.Getenv)
+	if err != nil {
+		return nil, err
+	}
+	if len(settings) == 0 {
+		found := upstream.Discover(ctx, upstream.WellKnown)
+		if len(found) == 0 {
+			return nil, fmt.Errorf("no upstream given, and none answers on this machine (looked at %s); give one with --upstream URL, or --upstream sim to try things out",
+				strings.Join(upstream.WellKnown, ", "))
+		}
+		for _, url := range found {
+			settings = append(settings, upstreamSetting{URL: url, MaxInFlight: f.MaxInFlight})
+			log.Info("found an upstream", "upstream", url)
+		}
+	}
+	var ups []*upstream.Upstream
+	for _, u := range settings {
+		if u.URL == "sim" {
+			if n.sim == nil {
+				if n.sim, err = sim.Start(sim.Config{Seed: 1, Timing: sim.Timing{Latency: 200 * time.Millisecond, Jitter: 0.5}}, "127.0.0.1:0"); err != nil {
+					return nil, err
+				}
+			}
+			u.URL = n.sim.URL()
+		}
+		up, err := upstream.New(upstream.Config{
+			URL: u.URL, Key: u.Key, Models: u.Models, MaxInFlight: u.MaxInFlight, Timeout: f.Timeout, MaxAnswer: int64(f.MaxAnswer),
+		})
+		if err != nil {
+			return nil, err
+		}
+		ups = append(ups, up)
+	}
+	n.pool = upstream.NewPool(ups...)
+
+	if err := makeFolder(dir); err != nil {
+		return nil, err
+	}
+	if n.store, err = store.Open(ctx, dir, store.Options{}); err != nil {
+		return nil, err
+	}
+	if n.blobs, err = blob.Open(filepath.Join(dir, "blobs")); err != nil {
+		return nil, err
+	}
+	host, _ := os.Hostname()
+	m := engine.NewMetrics()
+	ec.Store, ec.Blobs, ec.Upstreams, ec.Log, ec.Metrics, ec.Node = n.store, n.blobs, n.pool, log, m, host
+	n.engine = engine.New(ec)
+	n.metrics.MustRegister(m, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return n, nil
+}
+
+func (n *node) close() error {
+	var errs []error
+	if n.pool != nil {
+		for _, u := range n.pool.All() {
+			u.Close()
+		}
+	}
+	if n.sim != nil {
+		errs = append(errs, n.sim.Close())
+	}
+	if n.store != nil {
+		errs = append(errs, n.store.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// makeFolder makes the data folder, for its owner alone, so that it survives a loss of power.
+func makeFolder(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("data folder: %w", err)
+	}
+	// A name is durable once the folder it stands in is.
+	if err := syncFolder(filepath.Dir(filepath.Clean(dir))); err != nil {
+		return fmt.Errorf("data folder: %w", err)
+	}
+	return nil
+}
+
+// tellRoom adds to an error that there is next to no room in dir, if so: of a database's errors
+// that is hard to guess.
+func tellRoom(err error, dir string) error {
+	var st syscall.Statfs_t
+	if _, special := errors.AsType[exitError](err); err == nil || special || syscall.Statfs(dir, &st) != nil {
+		return err
+	}
+	if room := uint64(st.Bavail) * uint64(st.Bsize); room < 1<<20 {
+		return fmt.Errorf("%w; the disk of %s has only %s left", err, dir, humanize.IBytes(room))
+	}
+	return err
+}
