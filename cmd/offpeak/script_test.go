@@ -274,16 +274,16 @@ func ends(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// killed TIMES MOST PROGRAM ARGS… runs a program again and again, and kills it each time after a
-// random time of up to MOST, or not if it ends earlier, which must be well.
+// killed TIMES MOST CODE PROGRAM ARGS… runs a program again and again, and kills it each time after
+// a random time of up to MOST, or not if it ends earlier, which must be with this exit code.
 func killed(ts *testscript.TestScript, neg bool, args []string) {
-	usage(ts, neg, len(args) >= 3, "killed TIMES MOST PROGRAM ARGS…")
-	s, times := scriptOf(ts), number(ts, args[0])
+	usage(ts, neg, len(args) >= 4, "killed TIMES MOST CODE PROGRAM ARGS…")
+	s, times, want := scriptOf(ts), number(ts, args[0]), number(ts, args[2])
 	most, err := time.ParseDuration(args[1])
 	ts.Check(err)
 	for range times {
 		after := time.Duration(s.random.Int64N(int64(most)))
-		start(ts, false, append([]string{"killed"}, args[2:]...))
+		start(ts, false, append([]string{"killed"}, args[3:]...))
 		p := s.processes["killed"]
 		select {
 		case <-time.After(after):
@@ -292,8 +292,8 @@ func killed(ts *testscript.TestScript, neg bool, args []string) {
 		case <-p.ended:
 		}
 		ts.Logf("%v, %v:\n%s", after, p.cmd.ProcessState, p.text())
-		if p.cmd.ProcessState.ExitCode() > 0 {
-			ts.Fatalf("it did not end well")
+		if got := p.cmd.ProcessState.ExitCode(); got >= 0 && got != want {
+			ts.Fatalf("it ended with exit code %d, want %d", got, want)
 		}
 	}
 }

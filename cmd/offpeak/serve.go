@@ -138,16 +138,17 @@ func (cmd *serveCmd) Run(ctx context.Context, s *streams, c *configFile) error {
 
 // logModels logs what is known of the upstreams' models, as long as ctx lives.
 func logModels(ctx context.Context, pool *upstream.Pool, log *slog.Logger) {
-	for trouble := ""; ; {
+	for last := ""; ; {
 		changed := pool.Changed() // before the look, so that no change is missed
-		switch now := pool.Trouble(); {
-		case now == trouble:
-		case now == "":
+		trouble := pool.Trouble()
+		switch {
+		case trouble == last:
+		case trouble == "":
 			log.Info("every upstream has said which models it serves")
 		default:
-			log.Warn("batches may have to wait, since it is not known which models an upstream serves", "err", now)
+			log.Warn("batches may have to wait, since it is not known which models an upstream serves", "err", trouble)
 		}
-		trouble = pool.Trouble()
+		last = trouble
 		select {
 		case <-changed:
 		case <-ctx.Done():

@@ -227,7 +227,8 @@ func (e *Engine) failed(s *site, c *call, a upstream.Answer, now time.Time) (r b
 	if a.Cut {
 		req.cuts++
 	}
-	if e.blame(s, req, s.answered, now) || a.Cut && c.alone {
+	// A broken connection is no request's fault that was not alone when it broke.
+	if e.blame(s, req, s.answered, now) && (!a.Cut || c.alone) {
 		req.attempts++
 		req.charged = now
 	}

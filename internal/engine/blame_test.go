@@ -1,0 +1,60 @@
+package engine
+
+import (
+	"testing"
+	"time"
+
+	"offpeak/internal/upstream"
+)
+
+// TestBlame: a request fails only at an upstream that answers others; what looks like an outage
+// costs it nothing, however long that lasts.
+func TestBlame(t *testing.T) {
+	const calls = 1000
+	cut := upstream.Answer{Class: upstream.Transient, Cut: true}
+	broken := upstream.Answer{Class: upstream.Transient, Status: 500}
+	slow := upstream.Answer{Class: upstream.Transient, Timeout: true}
+	for _, c := range []struct {
+		name    string
+		answer  upstream.Answer
+		alone   bool
+		others  bool // somebody else is answered before each call
+		failing int  // others that fail as well
+		before  bool // the upstream answered somebody, once
+		want    int  // the call that is the last; 0: there is none
+	}{
+		{name: "500 while others are answered", answer: broken, others: true, want: 1 + maxAttempts},
+		{name: "timeouts while others are answered", answer: slow, others: true, want: 1 + maxTimeouts},
+		{name: "500 for everybody from the start", answer: broken, failing: 10},
+		{name: "500 for everybody after better times", answer: broken, failing: 10, before: true},
+		{name: "cut for everybody from the start", answer: cut, failing: 10},
+		{name: "cut for everybody, each alone", answer: cut, alone: true, failing: 10},
+		{name: "cut for everybody, each alone, after better times", answer: cut, alone: true, failing: 10, before: true},
+		{name: "cut with others in flight, who are answered later", answer: cut, others: true},
+		{name: "cut alone, while others are answered in between", answer: cut, alone: true, others: true, want: 1 + maxAttempts},
+		{name: "500 with nobody to compare with, after better times", answer: broken, before: true, want: 1 + 4*maxAttempts}, // 15 s apart: one in four is charged
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			e, s := &Engine{}, &site{failing: c.failing}
+			h := &hold{requests: make([]request, 1)}
+			now := time.Unix(1_000_000, 0)
+			if c.before {
+				s.answered = now
+			}
+			last := 0
+			for n := 1; n <= calls && last == 0; n++ {
+				now = now.Add(15 * time.Second)
+				if c.others && n > 1 {
+					s.answered = now
+				}
+				now = now.Add(time.Millisecond)
+				if _, final := e.failed(s, &call{hold: h, alone: c.alone}, c.answer, now); final {
+					last = n
+				}
+			}
+			if last != c.want {
+				t.Errorf("the last call was %d, want %d", last, c.want)
+			}
+		})
+	}
+}
