@@ -18,6 +18,14 @@ type dataFlags struct {
 
 // open opens the database of the data folder beside whoever else has it open.
 func (f dataFlags) open(ctx context.Context) (*store.Store, error) {
+	if !exists(f.Data) {
+		return nil, fmt.Errorf("%s is not the data folder of a server; say where that is with --data", f.Data)
+	}
+	return store.Open(ctx, f.Data, store.Options{Guest: true})
+}
+
+// make is open, for a server that may never have run.
+func (f dataFlags) make(ctx context.Context) (*store.Store, error) {
 	if err := makeFolder(f.Data); err != nil {
 		return nil, err
 	}
@@ -39,7 +47,7 @@ type keysCreate struct {
 
 // Run makes a key.
 func (cmd *keysCreate) Run(ctx context.Context, s *streams) error {
-	db, err := cmd.open(ctx)
+	db, err := cmd.make(ctx)
 	if err != nil {
 		return err
 	}
@@ -48,7 +56,7 @@ func (cmd *keysCreate) Run(ctx context.Context, s *streams) error {
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(s.Err, "key %s of project %s; it is shown this one time:\n", k.ID, k.Project)
+	fmt.Fprintf(s.Err, "key %s of project %s, for the server with the data in %s; it is shown this one time:\n", k.ID, k.Project, cmd.Data)
 	_, err = fmt.Fprintln(s.Out, secret)
 	return err
 }
@@ -104,7 +112,7 @@ func (cmd *projectsCreate) Run(ctx context.Context, s *streams) error {
 	if cmd.Name == "" || cmd.Weight < 1 {
 		return fmt.Errorf("a project has a name and a weight of at least 1")
 	}
-	db, err := cmd.open(ctx)
+	db, err := cmd.make(ctx)
 	if err != nil {
 		return err
 	}

@@ -14,8 +14,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
-	"syscall"
 	"time"
 
 	"github.com/dustin/go-humanize"
@@ -38,7 +36,7 @@ type runCmd struct {
 
 // Help implements kong.HelpProvider.
 func (runCmd) Help() string {
-	return `Every request is sent until it has an answer. An upstream that is away, busy or restarting is waited for. What is answered is recorded at once, in a folder beside the output (out.jsonl.offpeak): after a crash or an interrupt the same command goes on where it was. The first interrupt lets the requests in flight end, a second stops at once.
+	return `Every request is sent until it has an answer. An upstream that is away, busy or restarting is waited for. What is answered is recorded at once, in a folder beside the output (out.jsonl.offpeak): after a crash or an interrupt the same command goes on where it was. The first interrupt lets the requests in flight end, a second stops at once. Answers are in the order of the input; where it has several models, in that order for each.
 
 Exit codes: 0 every request succeeded; 1 an error that has nothing to do with the requests; 2 some requests failed; 3 interrupted; 4 the input was refused (each reason is printed with its line).`
 }
@@ -135,41 +133,6 @@ func sameFile(a, b string) bool {
 	return err == nil && os.SameFile(x, y)
 }
 
-// A shortLog prints the records that matter to somebody who waits, as a sentence each and not
-// twice in a row.
-type shortLog struct {
-	slog.Handler // nil: there are no groups here
-	p            progress.Printer
-
-	mu   sync.Mutex
-	last string
-	at   time.Time
-}
-
-// Enabled implements slog.Handler.
-func (*shortLog) Enabled(_ context.Context, l slog.Level) bool { return l >= slog.LevelError }
-
-// WithAttrs implements slog.Handler: there is one batch, which needs no name.
-func (l *shortLog) WithAttrs([]slog.Attr) slog.Handler { return l }
-
-// Handle implements slog.Handler.
-func (l *shortLog) Handle(_ context.Context, r slog.Record) error {
-	text := r.Message
-	r.Attrs(func(a slog.Attr) bool {
-		if a.Key == "err" {
-			text += ": " + a.Value.String()
-		}
-		return true
-	})
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if text != l.last || r.Time.Sub(l.at) > time.Minute {
-		l.last, l.at = text, r.Time
-		l.p.Message(text)
-	}
-	return nil
-}
-
 // drainForGood is how long an interrupted run waits for the requests in flight: until the user
 // interrupts again.
 const drainForGood = 24 * time.Hour
@@ -187,107 +150,6 @@ type runner struct {
 	rules   batch.Rules
 	node    *node
 	forget  bool // the folder is of no use to anybody
-}
-
-// A note is what remains of the folder when everything is done.
-type note struct {
-	SHA256  string           `json:"input_sha256"`
-	Summary progress.Summary `json:"summary"`
-}
-
-// earlier deals with what earlier runs left: it reports true if there is nothing left to do.
-func (r *runner) earlier(ctx context.Context) (done bool, err error) {
-	text, err := os.ReadFile(filepath.Join(r.dir, "done.json"))
-	none := errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) // the latter is for makeFolder to tell
-	if none && exists(r.dir) {
-		return false, nil
-	}
-	if none {
-		for _, path := range []string{r.out, r.errs} {
-			if _, err := os.Stat(path); err == nil {
-				return false, fmt.Errorf("%s exists, and is not from an earlier run of this command; move it away, choose another file with -o, or replace it with --restart", path)
-			}
-		}
-		return false, nil
-	}
-	if err != nil {
-		return false, err
-	}
-	var d note
-	if err := json.Unmarshal(text, &d); err != nil {
-		return false, fmt.Errorf("%s: %w", filepath.Join(r.dir, "done.json"), err)
-	}
-	if _, err := os.Stat(r.out); err != nil {
-		return false, fmt.Errorf("an earlier run was complete, but its output is gone: %w; run again with --restart", err)
-	}
-	sum, err := r.hashInput(ctx)
-	if err != nil {
-		return false, err
-	}
-	if sum != d.SHA256 {
-		return false, r.changed()
-	}
-	d.Summary.Already = d.Summary.Completed + d.Summary.Failed
-	d.Summary.Elapsed = 0
-	p := newPrinter(r.s, r.cmd.JSON)
-	p.Message(fmt.Sprintf("all %s answers are there already", humanize.Comma(d.Summary.Already)))
-	p.Summary(d.Summary)
-	return true, outcome(batch.Status(d.Summary.Status), d.Summary.Failed)
-}
-
-func (r *runner) changed() error {
-	return fmt.Errorf("%s has changed since an earlier run for %s; choose another output with -o, or begin anew with --restart", inputName(r.cmd.Input), r.out)
-}
-
-func (r *runner) busy() error {
-	return fmt.Errorf("another offpeak run is working on %s; wait for it, or choose another output with -o", r.out)
-}
-
-// restart removes what earlier runs left, unless one of them goes on.
-func (r *runner) restart(ctx context.Context) error {
-	if _, err := os.Stat(r.dir); err != nil {
-		return nil
-	}
-	db, err := store.Open(ctx, r.dir, store.Options{})
-	if errors.Is(err, store.ErrLocked) {
-		return r.busy()
-	}
-	if err == nil { // else it is damaged, and cannot be in use
-		defer db.Close() // and with it the lock
-	}
-	return r.remove()
-}
-
-// remove removes everything but the lock.
-func (r *runner) remove() error { return removeAll(r.dir, "done.json", "offpeak.db*", "blobs") }
-
-// removeFolder removes the folder, unless somebody else keeps something in it.
-func (r *runner) removeFolder() {
-	r.remove()
-	removeAll(r.dir, "lock*")
-	os.Remove(r.dir)
-}
-
-// removeAll removes what has these names in a folder: what we made, and nothing else.
-func removeAll(dir string, patterns ...string) error {
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return err
-	}
-	for _, e := range entries {
-		for _, pattern := range patterns {
-			if ours, _ := filepath.Match(pattern, e.Name()); ours {
-				err = errors.Join(err, os.RemoveAll(filepath.Join(dir, e.Name())))
-			}
-		}
-	}
-	return err
-}
-
-// exists reports whether there is a database in the folder already.
-func exists(dir string) bool {
-	_, err := os.Stat(filepath.Join(dir, "offpeak.db"))
-	return err == nil
 }
 
 func (r *runner) hashInput(ctx context.Context) (string, error) {
@@ -334,14 +196,17 @@ func (r *runner) run(ctx context.Context, b batch.Batch) error {
 		return outcome(b.Status, 0)
 	}
 	// Whoever interrupted now wants the answers: there is nothing left to wait for.
-	if err := r.write(r.s.Abort, b, &sum); err != nil {
-		if r.s.Abort.Err() != nil {
-			return exitError{exitUnfinished, errors.New("interrupted while writing the answers; the same command writes them")}
-		}
+	switch err := r.write(r.s.Abort, b, &sum); {
+	case err == nil:
+		r.p.Summary(sum)
+		return outcome(b.Status, b.Counts.Failed)
+	case r.streams:
+		return err
+	case r.s.Abort.Err() != nil:
+		return exitError{exitUnfinished, errors.New("interrupted while writing the answers; the same command writes them")}
+	default:
 		return fmt.Errorf("%w; the answers are recorded: once that is mended, the same command writes them", err)
 	}
-	r.p.Summary(sum)
-	return outcome(b.Status, b.Counts.Failed)
 }
 
 // problems tells why the input was refused, with more to say of each reason than a batch has place
@@ -537,8 +402,8 @@ func (r *runner) write(ctx context.Context, b batch.Batch, sum *progress.Summary
 	}); err != nil {
 		return err
 	}
-	// If we crash before this, the next run finds the note and leaves the rest.
-	return removeAll(r.dir, "offpeak.db*", "blobs")
+	// If we crash before this, the next run finds the note, and does not mind the rest.
+	return removeAll(r.dir, databaseFiles...)
 }
 
 // copy writes a result file to path. A file that does not exist has no lines.

@@ -124,8 +124,8 @@ func sameLines(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// resent LOG N MOST checks a log of bodies: there are N different ones, or any number if N is *, and
-// at most MOST of them were sent more than once.
+// resent LOG N MOST checks a log of bodies: there are N different ones, and at most MOST of them
+// were sent more than once, or any number if MOST is *.
 func resent(ts *testscript.TestScript, neg bool, args []string) {
 	usage(ts, neg, len(args) == 3, "resent LOG N MOST")
 	times := map[string]int{}
@@ -138,7 +138,7 @@ func resent(ts *testscript.TestScript, neg bool, args []string) {
 			again++
 		}
 	}
-	if args[1] != "*" && len(times) != number(ts, args[1]) || again > number(ts, args[2]) {
+	if len(times) != number(ts, args[1]) || args[2] != "*" && again > number(ts, args[2]) {
 		ts.Fatalf("%d different bodies were sent, %d of them more than once", len(times), again)
 	}
 }

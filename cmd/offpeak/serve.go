@@ -157,17 +157,6 @@ func logModels(ctx context.Context, pool *upstream.Pool, log *slog.Logger) {
 	}
 }
 
-// newLogger returns a logger that writes to standard error.
-func newLogger(s *streams, level, format string) *slog.Logger {
-	var l slog.Level
-	l.UnmarshalText([]byte(level)) // one of its names, as the flag makes sure
-	o := &slog.HandlerOptions{Level: l}
-	if format == "json" {
-		return slog.New(slog.NewJSONHandler(s.Err, o))
-	}
-	return slog.New(slog.NewTextHandler(s.Err, o))
-}
-
 // baseURL returns where clients on this machine reach a server that listens on a.
 func baseURL(a net.Addr) string {
 	if tcp, ok := a.(*net.TCPAddr); ok && tcp.IP.IsUnspecified() {

@@ -9,7 +9,7 @@
 //
 // Reading is retried: a GET that met 408, 429, a 5xx or a broken connection is sent again up
 // to four times, after a random wait that grows, or after the Retry-After of the server where
-// that is at most a minute. Nothing else is ever sent twice, because a server that lost only
+// that is at most a minute. A connection that is refused is not: there is no server. Nothing else is ever sent twice, because a server that lost only
 // its answer would then do the work twice.
 //
 // Errors of the server are of type [*Error]. There is no limit on the length of a call, since
@@ -115,6 +115,9 @@ func (c *Client) do(ctx context.Context, r call, read func(*http.Response) error
 		}
 		if err == nil || r.method != http.MethodGet || attempt == attempts || !Temporary(err) || ctx.Err() != nil {
 			return err
+		}
+		if errors.Is(err, syscall.ECONNREFUSED) {
+			return err // nothing runs there: a person had better hear of it at once
 		}
 		wait := rand.N(min(backoffMax, backoffBase<<(attempt-1)))
 		if e, ok := errors.AsType[*Error](err); ok {

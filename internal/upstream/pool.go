@@ -110,7 +110,7 @@ func (u *Upstream) list(ctx context.Context) (map[string]batch.ModelInfo, listSt
 		return nil, 0, u.explain("%w", plain(err))
 	}
 	if resp.StatusCode != http.StatusOK {
-		return nil, 0, u.explain("HTTP %d from its /models: %s", resp.StatusCode, excerpt(body))
+		return nil, 0, u.explain("HTTP %d from its /models: %s%s", resp.StatusCode, words(body), u.keyHint(resp.StatusCode))
 	}
 	models, ok := parseModels(body, time.Now())
 	if !ok {

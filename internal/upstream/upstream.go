@@ -10,6 +10,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -363,7 +364,7 @@ func (c *Caller) interpret(a *Answer, h http.Header) {
 		a.Err = c.up.explain("HTTP %d: it redirects to %s; configure the URL it really has", s, h.Get("Location"))
 		return
 	}
-	a.Err = c.up.explain("HTTP %d: %s", s, excerpt(a.Body))
+	a.Err = c.up.explain("HTTP %d: %s%s", s, words(a.Body), c.up.keyHint(s))
 }
 
 // explain makes an error for people. Some upstreams repeat the key they were given.
@@ -396,6 +397,29 @@ func retryAfter(h http.Header, now time.Time) time.Duration {
 		return min(max(0, t.Sub(now)), most)
 	}
 	return 0
+}
+
+// keyHint says what to do about a status that is about the key.
+func (u *Upstream) keyHint(status int) string {
+	switch {
+	case status != http.StatusUnauthorized:
+		return ""
+	case u.cfg.Key == "":
+		return " (give its key in OFFPEAK_UPSTREAM_KEY, or with key_env in the config file)"
+	}
+	return " (is its key right? It comes from OFFPEAK_UPSTREAM_KEY, or key_env in the config file)"
+}
+
+// words returns what an answer that is an error says, fit for a message: the message in it if it
+// has OpenAI's shape.
+func words(body []byte) string {
+	var e struct {
+		Error struct{ Message string }
+	}
+	if json.Unmarshal(body, &e) == nil && e.Error.Message != "" {
+		body = []byte(e.Error.Message)
+	}
+	return excerpt(body)
 }
 
 // excerpt returns the beginning of an answer, fit for a message.
