@@ -34,7 +34,7 @@ func (e *Engine) admitAll(ctx context.Context) {
 	slots := make(chan struct{}, admissionsAtOnce)
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	tick := time.NewTicker(poll)
+	tick := time.NewTicker(e.cfg.poll)
 	defer tick.Stop()
 	for {
 		select {
@@ -208,7 +208,7 @@ func (e *Engine) admit(ctx context.Context, a batch.Admission) (outcome []any, e
 	input := blob.Concat(ctx, e.blobs, a.Input.Parts, 0, a.Input.Bytes)
 	defer input.Close()
 	var errs []batch.LineError
-	var plan planner
+	plan := planner{most: e.cfg.segmentLines}
 	for lines := batch.NewLines(input, 0, 1, rules.MaxLine); ; {
 		line, err := lines.Next()
 		if err == io.EOF {
@@ -246,6 +246,7 @@ func (e *Engine) admit(ctx context.Context, a batch.Admission) (outcome []any, e
 // A planner cuts an input into segments: windows of bounded size, and in each window one segment
 // per lane.
 type planner struct {
+	most   int // lines of a window
 	done   []batch.Segment
 	window []batch.Segment // of the window being filled; they share its range
 	lines  int
@@ -254,7 +255,7 @@ type planner struct {
 func (p *planner) add(line batch.Line, lane batch.Lane) {
 	if len(p.window) > 0 {
 		w := &p.window[0]
-		if p.lines == windowLines || line.Offset+line.Length-w.Offset > windowBytes {
+		if p.lines == p.most || line.Offset+line.Length-w.Offset > windowBytes {
 			p.close()
 		}
 	}

@@ -35,7 +35,10 @@ func TestBlame(t *testing.T) {
 		{name: "500 with nobody to compare with, after better times", answer: broken, before: true, want: 1 + 4*maxAttempts}, // 15 s apart: one in four is charged
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			e, s := &Engine{}, &site{failing: c.failing}
+			e, s := &Engine{}, &site{failing: map[*request]bool{}}
+			for range c.failing {
+				s.failing[new(request)] = true
+			}
 			h := &hold{requests: make([]request, 1)}
 			now := time.Unix(1_000_000, 0)
 			if c.before {

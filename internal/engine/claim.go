@@ -60,17 +60,17 @@ type hold struct {
 // A request is one of a hold, with what its attempts have come to.
 type request struct {
 	batch.Request
-	done        bool
-	sent        int       // calls so far
-	attempts    int       // of them, those that count
-	cuts        int       // of them, those whose connection broke
-	firstFailed time.Time // zero: never
-	charged     time.Time // when an attempt was counted last
+	done     bool
+	sent     int       // calls so far
+	attempts int       // of them, those that count
+	cuts     int       // of them, those whose connection broke
+	failed   time.Time // last; zero: never
+	charged  time.Time // when an attempt was counted last, or when it failed first
 }
 
 // claimAll claims segments while their lanes have room, and ends what is ending.
 func (e *Engine) claimAll(ctx context.Context) {
-	tick := time.NewTicker(poll)
+	tick := time.NewTicker(e.cfg.poll)
 	defer tick.Stop()
 	for {
 		if err := errors.Join(e.checkEndings(ctx), e.claim(ctx)); err != nil && ctx.Err() == nil {

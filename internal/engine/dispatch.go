@@ -18,11 +18,14 @@ type site struct {
 	idle  []chan *call // workers that wait for a call, the most recent last
 	alone bool         // a suspect is in flight: see call.alone
 
-	// When the latest call was sent that was answered, with whatever and with a 2xx. That answers
-	// still arrive of calls from before says nothing about calls of today.
-	answered, accepted time.Time
-	failing            int   // requests that failed for the first time since it last answered
-	lastErr            error // of the last call that was not answered
+	// What is known of the upstream. An answer counts by when its call was sent: that one of before
+	// is still answered says nothing about calls of today.
+	answered time.Time         // the latest call that was answered, with whatever, was sent then
+	accepted time.Time         // likewise, with a 2xx
+	failed   time.Time         // the last failure
+	outage   time.Time         // the last failure that was certainly not the request's
+	failing  map[*request]bool // open requests that have failed and not been compared with any other
+	lastErr  error             // of the last call that was not answered
 }
 
 // work is a worker: it makes one call after another, with buffers of its own.
@@ -123,28 +126,26 @@ func (e *Engine) take(s *site) *call {
 	if best == nil {
 		return nil
 	}
-	alone := best.suspicious(now)
-	if alone && s.gate.InFlight() > 0 {
-		return nil // wait until it is empty
-	}
-	c := best.take(now, s.gate.Probing() && !alone)
+	c := best.take(now, s.gate.Probing(), s.gate.InFlight() > 0)
 	if c == nil {
-		return nil
+		return nil // a suspect waits until the upstream is empty
 	}
 	e.arm(best, now)
-	c.alone, s.alone = alone, alone
-	c.sentAt, c.ticket = now, s.gate.Send()
+	s.alone = c.alone
+	c.sentAt, c.probe, c.ticket = now, s.gate.Probing(), s.gate.Send()
 	c.request().sent++
 	c.hold.inFlight++
 	best.inFlight++
 	return c
 }
 
-// maxAttempts is how often a request may fail at an upstream that answers others; a call that ran
-// out of time costs too much for that many.
+// maxAttempts is how often a request may fail at an upstream that answers others, beside the first
+// time. A call that ran out of time costs too much for that many, and a 403 or 404 means what it
+// says where others get a 2xx.
 const (
 	maxAttempts = 4
 	maxTimeouts = 2
+	maxDenials  = 2
 )
 
 // settle decides what the answer to c means: a final result, or another attempt later.
@@ -165,9 +166,14 @@ func (e *Engine) settle(s *site, c *call, a upstream.Answer) (r batch.Result, fi
 		c.frail = false
 	case upstream.Permanent:
 		// A refusal of this one request, unless nobody else fares better.
-		if a.Denied && !e.blame(s, req, s.accepted, now) {
-			outcome = sched.Failed
-			break
+		if a.Denied {
+			if s.blame(c, s.accepted, now) {
+				req.charge(now)
+			}
+			if req.attempts < maxDenials {
+				outcome = sched.Failed
+				break
+			}
 		}
 		final = true
 		if a.TooLarge {
@@ -186,9 +192,15 @@ func (e *Engine) settle(s *site, c *call, a upstream.Answer) (r batch.Result, fi
 		r, final = e.failed(s, c, a, now)
 	}
 	if outcome == sched.Answered {
-		s.answered, s.failing, s.lastErr = latest(s.answered, c.sentAt), 0, nil
-	} else if a.Err != nil && outcome != sched.Abandoned {
+		s.answered, s.lastErr = latest(s.answered, c.sentAt), nil
+		if c.sentAt.After(s.failed) {
+			clear(s.failing)
+		}
+	} else if outcome != sched.Abandoned {
 		s.lastErr = a.Err
+		if outcome == sched.Refused || c.probe && req.sent == 1 {
+			s.outage = now
+		}
 	}
 	wasClosed := s.gate.Probing()
 	s.gate.Done(c.ticket, outcome, a.RetryAfter, now)
@@ -203,6 +215,7 @@ func (e *Engine) settle(s *site, c *call, a upstream.Answer) (r batch.Result, fi
 	}
 	switch {
 	case final:
+		delete(s.failing, req)
 		req.done = true
 		c.open--
 		c.meter.Add(now)
@@ -224,13 +237,12 @@ func (e *Engine) settle(s *site, c *call, a upstream.Answer) (r batch.Result, fi
 // failed counts a transient failure of c and says whether it was the last.
 func (e *Engine) failed(s *site, c *call, a upstream.Answer, now time.Time) (r batch.Result, final bool) {
 	req := c.request()
-	if a.Cut {
+	if a.Cut && !c.probe { // of a probe, it shows the outage that it was to look for
 		req.cuts++
 	}
 	// A broken connection is no request's fault that was not alone when it broke.
-	if e.blame(s, req, s.answered, now) && (!a.Cut || c.alone) {
-		req.attempts++
-		req.charged = now
+	if s.blame(c, s.answered, now) && (!a.Cut || c.alone) {
+		req.charge(now)
 	}
 	if req.attempts < maxAttempts && !(a.Timeout && req.attempts >= maxTimeouts) {
 		return batch.Result{}, false
@@ -246,23 +258,37 @@ func (e *Engine) failed(s *site, c *call, a upstream.Answer, now time.Time) (r b
 	return r, true
 }
 
-// lonely is how often a request is charged that fails where nobody else is there to compare with.
-const lonely = time.Minute
+// Where nobody else is there to compare with, a request that fails is charged at most once in
+// lonely, and only if few fail or there was something against it before.
+const (
+	lonely = time.Minute
+	few    = 4
+)
 
-// blame reports whether a failure is the request's own: others that were sent after it had failed
-// first fared better (good is when the latest of those was sent). With nobody to compare with, an
-// upstream that once was good is given a minute between attempts. Otherwise it is taken for an
-// outage, which costs nothing.
-func (e *Engine) blame(s *site, req *request, good, now time.Time) bool {
-	if req.firstFailed.IsZero() {
-		req.firstFailed, req.charged = now, now
-		s.failing++
+// blame notes that c failed, and reports whether that is its request's own fault: since it was
+// charged last, or failed first, another was sent that fared better (good is when the latest of
+// those was sent), and there was no outage. With nobody to compare with, an upstream that once was
+// good is given a minute between attempts. Otherwise it is taken for an outage, which costs nothing.
+func (s *site) blame(c *call, good, now time.Time) bool {
+	req := c.request()
+	s.failing[req] = true
+	first := req.failed.IsZero() || s.outage.After(req.charged)
+	s.failed, req.failed = now, now
+	switch {
+	case first:
+		req.charged = now
+		return false
+	case good.After(req.charged):
+		return true
+	case good.IsZero() || now.Sub(req.charged) < lonely:
 		return false
 	}
-	if good.After(req.firstFailed) {
-		return true
-	}
-	return !good.IsZero() && s.failing <= 4 && now.Sub(req.charged) >= lonely
+	return len(s.failing) <= few || req.attempts > 0
+}
+
+func (r *request) charge(now time.Time) {
+	r.attempts++
+	r.charged = now
 }
 
 func latest(a, b time.Time) time.Time {
@@ -294,8 +320,8 @@ func (e *Engine) ring() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.alarmAt = time.Time{}
+	now := time.Now() // before they are fed, who may see a moment more
 	e.feedAll()
-	now := time.Now()
 	for _, l := range e.lanes {
 		e.arm(l, now)
 	}

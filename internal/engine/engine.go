@@ -73,6 +73,9 @@ type Config struct {
 	// Memory bounds the windows of input held at a time, in bytes. Zero: 48 MiB. One segment in
 	// each lane is always allowed.
 	Memory int64
+
+	segmentLines int           // how many a window has at most; tests want few
+	poll         time.Duration // how often is looked for what nobody woke us for; tests want it rare
 }
 
 // An Engine runs batches. Make one with New, then call Run.
@@ -138,6 +141,12 @@ func New(c Config) *Engine {
 	if c.Memory == 0 {
 		c.Memory = 48 << 20
 	}
+	if c.segmentLines == 0 {
+		c.segmentLines = windowLines
+	}
+	if c.poll == 0 {
+		c.poll = poll
+	}
 	if c.Rules.MaxLine == 0 {
 		c.Rules.MaxLine = batch.DefaultMaxLine
 	}
@@ -150,7 +159,7 @@ func New(c Config) *Engine {
 	}
 	e.recorder = newRecorder(c.Store, c.Log, c.Metrics)
 	for _, u := range e.pool.All() {
-		e.sites = append(e.sites, &site{up: u, gate: sched.NewGate(u.MaxInFlight())})
+		e.sites = append(e.sites, &site{up: u, gate: sched.NewGate(u.MaxInFlight()), failing: map[*request]bool{}})
 	}
 	c.Metrics.watch(e)
 	return e
@@ -188,6 +197,11 @@ func (e *Engine) Run(ctx, abort context.Context) error {
 	e.hard = hard
 	e.alarm = time.AfterFunc(time.Hour, e.ring)
 	defer e.alarm.Stop()
+
+	// Before anything is claimed: deadlines may have passed while nobody looked.
+	if err := e.expire(ctx); err != nil {
+		e.log.Error("expire batches", "err", err)
+	}
 
 	// Three stages end one after the other: what brings new work in, what executes it, what
 	// records its results.

@@ -3,12 +3,24 @@ package engine_test
 import (
 	"bytes"
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
-	"io"
 	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
 	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
+
+	"go.uber.org/goleak"
 
 	"offpeak/internal/batch"
 	"offpeak/internal/blob"
@@ -18,142 +30,512 @@ import (
 	"offpeak/internal/upstream"
 )
 
-// A bench is a data folder with what works on it.
-type bench struct {
-	t     testing.TB
-	dir   string
-	store *store.Store
-	blobs *blob.Dir
+// template is a data folder in which nothing happened yet. To copy it is faster than to make one.
+var template string
+
+func TestMain(m *testing.M) {
+	// Nobody pulls the plug here, so there is no need to wait for a disk.
+	if _, err := os.Stat("/dev/shm"); err == nil {
+		os.Setenv("TMPDIR", "/dev/shm")
+	}
+	var err error
+	if template, err = os.MkdirTemp("", "offpeak"); err != nil {
+		panic(err)
+	}
+	s, err := store.Open(context.Background(), template, store.Options{})
+	if err != nil {
+		panic(err)
+	}
+	if err := s.Close(); err != nil {
+		panic(err)
+	}
+	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
+		os.RemoveAll(template)
+		os.Exit(code)
+	}))
 }
 
-func open(t testing.TB) *bench {
+// A bench is a data folder with upstreams around it, on which one process works after another.
+// What they leave is examined whenever one of them ends.
+type bench struct {
+	*testing.T
+	dir     string
+	store   *store.Store
+	blobs   *blob.Dir
+	doctor  *doctor
+	ups     []*up
+	truth   *sim.Server // answers as all upstreams do, and never fails
+	running *process
+	seen    map[string]batch.Batch   // every batch, as it was when it was last looked at
+	kept    map[string]recordedCalls // by request body: what must not be asked again
+}
+
+// bubble runs a test on a bench where time passes only while everybody waits for it.
+func bubble(t *testing.T, f func(b *bench)) {
 	t.Helper()
-	b := &bench{t: t, dir: t.TempDir()}
-	var err error
-	if b.store, err = store.Open(t.Context(), b.dir, store.Options{}); err != nil {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t)
+		f(b)
+		b.examine()
+	})
+}
+
+func newBench(t *testing.T) *bench {
+	t.Helper()
+	b := &bench{
+		T: t, dir: t.TempDir(), truth: sim.New(sim.Config{}), seen: map[string]batch.Batch{}, kept: map[string]recordedCalls{},
+	}
+	if err := os.CopyFS(b.dir, os.DirFS(template)); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { b.store.Close() })
-	if b.blobs, err = blob.Open(filepath.Join(b.dir, "blobs")); err != nil {
-		t.Fatal(err)
-	}
+	b.open()
+	b.doctor = newDoctor(t, b.dir, b, b.blobs)
 	return b
 }
 
-// upload makes an input file of the text.
-func (b *bench) upload(text []byte) string {
-	b.t.Helper()
-	ctx := b.t.Context()
-	key := blob.NewKey()
-	if err := b.store.ReserveBlob(ctx, key); err != nil {
-		b.t.Fatal(err)
-	}
-	w, err := b.blobs.Create(ctx, key)
+func (b *bench) open() {
+	b.Helper()
+	s, err := store.Open(b.Context(), b.dir, store.Options{})
 	if err != nil {
-		b.t.Fatal(err)
+		b.Fatal(err)
 	}
-	defer w.Abort()
-	if _, err := w.Write(text); err != nil {
-		b.t.Fatal(err)
+	b.Cleanup(func() { s.Close() })
+	b.store = s
+	if b.blobs, err = blob.Open(filepath.Join(b.dir, "blobs")); err != nil {
+		b.Fatal(err)
 	}
-	n, err := w.Commit()
+}
+
+// reopen opens the folder anew, as the process does that follows one that died.
+func (b *bench) reopen() {
+	b.Helper()
+	b.store.Close()
+	b.open()
+	b.doctor.blobs = b.blobs
+}
+
+// JournalSeqs and JournalGroup read from whatever store is open.
+func (b *bench) JournalSeqs(ctx context.Context, segment int64) ([]int64, error) {
+	return b.store.JournalSeqs(ctx, segment)
+}
+
+func (b *bench) JournalGroup(ctx context.Context, segment, seq int64) ([]byte, error) {
+	return b.store.JournalGroup(ctx, segment, seq)
+}
+
+// examine has the doctor look at the folder, and holds what is recorded against what was sent.
+func (b *bench) examine() {
+	b.Helper()
+	findings, err := b.doctor.examine(context.WithoutCancel(b.Context()))
 	if err != nil {
-		b.t.Fatal(err)
+		b.Errorf("the doctor is at a loss: %v", err)
 	}
+	for _, f := range findings {
+		b.Error(f)
+	}
+	b.examineCalls()
+}
+
+// recordedCalls is how often a request had been sent when its answer was found recorded.
+type recordedCalls struct {
+	calls    int
+	customID string
+}
+
+// examineCalls looks whether a request was sent again whose answer had been recorded, and whether
+// the answers are those that upstreams gave.
+func (b *bench) examineCalls() {
+	b.Helper()
+	for id := range b.seen {
+		p, err := b.doctor.load(context.WithoutCancel(b.Context()), id)
+		if err != nil {
+			b.Error(err)
+			continue
+		}
+		p.recorded(func(req batch.Request, r result) {
+			calls := b.calls(req.Body)
+			if kept, ok := b.kept[string(req.Body)]; ok && calls > kept.calls {
+				b.Errorf("promise 3: %s was recorded after %d calls, and is sent again: %d calls", kept.customID, kept.calls, calls)
+			}
+			b.kept[string(req.Body)] = recordedCalls{calls, customID(req)}
+			if !r.ok {
+				return
+			}
+			if want := b.answer(p.Endpoint, req.Body); !bytes.Equal(r.Response.Body, want) {
+				b.Errorf("promise 8: the answer to %s is %s, want %s", r.CustomID, r.Response.Body, want)
+			}
+		})
+	}
+}
+
+// answer is what an upstream answers to body when nothing goes wrong.
+func (b *bench) answer(endpoint string, body []byte) []byte {
+	w := httptest.NewRecorder()
+	b.truth.ServeHTTP(w, httptest.NewRequest("POST", endpoint, bytes.NewReader(body)))
+	return w.Body.Bytes()
+}
+
+// calls is how often body was sent, to all upstreams together.
+func (b *bench) calls(body []byte) (n int) {
+	for _, u := range b.ups {
+		calls, _ := u.CallsOf(body)
+		n += calls
+	}
+	return n
+}
+
+// wantCalls checks that every request of the input was sent n times.
+func (b *bench) wantCalls(input []byte, n int) {
+	b.Helper()
+	var parser batch.Parser
+	for line := range batch.SplitLines(input, 1) {
+		req, err := parser.Request(line)
+		if err != nil {
+			b.Fatal(err)
+		}
+		if calls := b.calls(req.Body); calls != n {
+			b.Errorf("line %d was sent %d times, want %d", line.Number, calls, n)
+		}
+	}
+}
+
+// An up is a simulated upstream behind a network in memory.
+type up struct {
+	*sim.Server
+	*upstream.Upstream
+	handler atomic.Pointer[http.Handler]
+	away    atomic.Bool // connections are refused
+}
+
+// upstream starts an upstream. It serves any model unless cfg names some.
+func (b *bench) upstream(cfg sim.Config, c upstream.Config) *up {
+	b.Helper()
+	cfg.CountCalls = true
+	u := &up{Server: sim.New(cfg)}
+	u.handle(u.Server)
+	conns := make(pipes)
+	server := &http.Server{
+		Handler:  http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { (*u.handler.Load()).ServeHTTP(w, r) }),
+		ErrorLog: slog.NewLogLogger(slog.DiscardHandler, 0),
+	}
+	var serving sync.WaitGroup
+	serving.Go(func() { server.Serve(conns) })
+	c.URL = fmt.Sprintf("http://up%d/v1", len(b.ups))
+	c.Transport = &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			if u.away.Load() {
+				return nil, &net.OpError{Op: "dial", Err: errors.New("connection refused")}
+			}
+			ours, theirs := net.Pipe()
+			select {
+			case conns <- theirs:
+				return ours, nil
+			case <-ctx.Done():
+				return nil, ctx.Err()
+			}
+		},
+		MaxIdleConnsPerHost: 100,
+	}
+	var err error
+	if u.Upstream, err = upstream.New(c); err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() {
+		u.Upstream.Close()
+		server.Close()
+		conns.Close()
+		serving.Wait()
+	})
+	b.ups = append(b.ups, u)
+	return u
+}
+
+// handle puts h before the upstream.
+func (u *up) handle(h http.Handler) { u.handler.Store(&h) }
+
+// refuse makes the upstream answer every call with the status, until it is undone.
+func (u *up) refuse(status int) (undo func()) {
+	u.handle(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasSuffix(r.URL.Path, "/models") {
+			u.Server.ServeHTTP(w, r)
+			return
+		}
+		http.Error(w, `{"error":{"message":"refused"}}`, status)
+	}))
+	return func() { u.handle(u.Server) }
+}
+
+// pipes is a listener whose connections are pipes.
+type pipes chan net.Conn
+
+func (p pipes) Accept() (net.Conn, error) {
+	c, ok := <-p
+	if !ok {
+		return nil, net.ErrClosed
+	}
+	return c, nil
+}
+
+func (p pipes) Close() error {
+	defer func() { recover() }() // closed already
+	close(p)
+	return nil
+}
+
+func (p pipes) Addr() net.Addr { return &net.TCPAddr{} }
+
+// A process runs an engine.
+type process struct {
+	*engine.Engine
+	b     *bench
+	stop  context.CancelFunc
+	abort context.CancelFunc
+	ended chan error // of capacity 1
+}
+
+// start starts a process that works on the bench.
+func (b *bench) start(change ...func(*engine.Config)) *process {
+	b.Helper()
+	c := engine.Config{
+		Store: b.store, Blobs: b.blobs, Log: slog.New(slog.NewTextHandler(b.Output(), nil)), Node: "test",
+	}
+	var ups []*upstream.Upstream
+	for _, u := range b.ups {
+		ups = append(ups, u.Upstream)
+	}
+	c.Upstreams = upstream.NewPool(ups...)
+	c = c.WithPoll(3 * time.Second)
+	for _, f := range change {
+		f(&c)
+	}
+	p := &process{Engine: engine.New(c), b: b, ended: make(chan error, 1)}
+	var ctx, abort context.Context
+	ctx, p.stop = context.WithCancel(context.Background())
+	abort, p.abort = context.WithCancel(context.Background())
+	b.running = p
+	go func() { p.ended <- p.Run(ctx, abort) }()
+	b.Cleanup(func() { // whatever became of the test
+		p.stop()
+		p.abort()
+	})
+	return p
+}
+
+// drain asks the process to end, waits for that, and has the folder examined.
+func (p *process) drain() {
+	p.b.Helper()
+	p.stop()
+	if err := <-p.ended; err != nil {
+		p.b.Errorf("Run() = %v", err)
+	}
+	p.b.examine()
+}
+
+// die ends the process at once and opens the folder for the next.
+func (p *process) die() {
+	p.b.Helper()
+	p.stop()
+	p.abort()
+	<-p.ended
+	p.b.reopen()
+	p.b.examine()
+}
+
+// small makes segments of few lines.
+func small(lines int) func(*engine.Config) {
+	return func(c *engine.Config) { *c = c.WithSegmentLines(lines) }
+}
+
+const endpoint = "/v1/chat/completions"
+
+// upload makes an input file of the text, in one part or in parts of the given size.
+func (b *bench) upload(text []byte, part ...int) string {
+	b.Helper()
 	f := batch.File{
 		ID: batch.NewFileID(), Project: batch.DefaultProject, Purpose: batch.PurposeBatch, Filename: "in.jsonl",
-		Bytes: n, CreatedAt: time.Now(), Parts: []batch.Part{{Key: key, Bytes: n}},
+		Bytes: int64(len(text)), CreatedAt: time.Now(),
 	}
-	if err := b.store.CreateFile(ctx, f); err != nil {
-		b.t.Fatal(err)
+	size := max(len(text), 1)
+	if len(part) > 0 && part[0] > 0 {
+		size = part[0]
 	}
+	for chunk := range slices.Chunk(text, size) {
+		key := blob.NewKey()
+		if err := b.store.ReserveBlob(b.Context(), key); err != nil {
+			b.Fatal(err)
+		}
+		w, err := b.blobs.Create(b.Context(), key)
+		if err != nil {
+			b.Fatal(err)
+		}
+		w.Write(chunk)
+		n, err := w.Commit()
+		if err != nil {
+			b.Fatal(err)
+		}
+		f.Parts = append(f.Parts, batch.Part{Key: key, Bytes: n})
+	}
+	if err := b.store.CreateFile(b.Context(), f); err != nil {
+		b.Fatal(err)
+	}
+	b.doctor.inputs[f.ID] = text
 	return f.ID
 }
 
-func (b *bench) create(input string) string {
-	b.t.Helper()
+// create makes a batch of the input, due within the window.
+func (b *bench) create(input string, window time.Duration) string {
+	b.Helper()
 	now := time.Now()
 	x := batch.Batch{
-		ID: batch.NewBatchID(now), Project: batch.DefaultProject, Endpoint: "/v1/chat/completions", InputFileID: input,
+		ID: batch.NewBatchID(now), Project: batch.DefaultProject, Endpoint: endpoint, InputFileID: input,
 		OutputFileID: batch.NewFileID(), ErrorFileID: batch.NewFileID(), OutputExpiresAfter: batch.DefaultRetention,
-		CompletionWindow: "24h", Status: batch.Validating, CreatedAt: now, ExpiresAt: now.Add(24 * time.Hour),
+		CompletionWindow: "24h", Status: batch.Validating, CreatedAt: now, ExpiresAt: now.Add(window),
 	}
-	if err := b.store.CreateBatch(b.t.Context(), x); err != nil {
-		b.t.Fatal(err)
+	if err := b.store.CreateBatch(b.Context(), x); err != nil {
+		b.Fatal(err)
 	}
+	b.wake()
+	b.look(x.ID)
 	return x.ID
 }
 
-func (b *bench) batch(id string) batch.Batch {
-	b.t.Helper()
-	x, err := b.store.Batch(b.t.Context(), batch.DefaultProject, id)
-	if err != nil {
-		b.t.Fatal(err)
+// wake tells the engine that something has changed, as the API does.
+func (b *bench) wake() {
+	if b.running != nil {
+		b.running.Wake()
 	}
-	return x
 }
 
-func (b *bench) read(id string) []byte {
-	b.t.Helper()
-	if id == "" {
-		return nil
-	}
-	f, err := b.store.File(b.t.Context(), batch.DefaultProject, id)
-	if err != nil {
-		b.t.Fatal(err)
-	}
-	r := blob.Concat(b.t.Context(), b.blobs, f.Parts, 0, f.Bytes)
-	defer r.Close()
-	data, err := io.ReadAll(r)
-	if err != nil {
-		b.t.Fatal(err)
-	}
-	return data
+// run makes a batch of the text, due within a day.
+func (b *bench) run(text []byte) string {
+	b.Helper()
+	return b.create(b.upload(text), 24*time.Hour)
 }
 
-func chat(n int) []byte {
+func (b *bench) cancel(id string) {
+	b.Helper()
+	if _, err := b.store.CancelBatch(b.Context(), batch.DefaultProject, id); err != nil {
+		b.Fatal(err)
+	}
+	b.wake()
+	b.look(id)
+}
+
+// look returns a batch as it is, and checks that it could come to be so from what it was.
+func (b *bench) look(id string) batch.Batch {
+	b.Helper()
+	now, err := b.store.Batch(b.Context(), batch.DefaultProject, id)
+	if err != nil {
+		b.Fatal(err)
+	}
+	was, ok := b.seen[id]
+	b.seen[id] = now
+	if !ok {
+		return now
+	}
+	if was.Status.Terminal() && fmt.Sprint(was) != fmt.Sprint(now) {
+		b.Errorf("promise 6: %+v was terminal and becomes %+v", was, now)
+	}
+	rank := func(s batch.Status) int { return slices.Index(batch.Statuses, s) }
+	if !was.Status.Terminal() && rank(now.Status) < rank(was.Status) {
+		b.Errorf("promise 6: %s was %s and becomes %s", id, was.Status, now.Status)
+	}
+	if now.Counts.Completed < was.Counts.Completed || now.Counts.Failed < was.Counts.Failed ||
+		was.Counts.Total != 0 && now.Counts.Total != was.Counts.Total {
+		b.Errorf("promise 2: counts of %s were %+v and become %+v", id, was.Counts, now.Counts)
+	}
+	for _, at := range [][2]time.Time{
+		{was.CreatedAt, now.CreatedAt}, {was.ExpiresAt, now.ExpiresAt}, {was.InProgressAt, now.InProgressAt},
+		{was.FinalizingAt, now.FinalizingAt}, {was.CancellingAt, now.CancellingAt},
+	} {
+		if !at[0].IsZero() && !at[0].Equal(at[1]) {
+			b.Errorf("promise 6: a timestamp of %s was %v and becomes %v", id, at[0], at[1])
+		}
+	}
+	return now
+}
+
+// patience is how long a test waits for what must happen.
+const patience = 2 * time.Hour
+
+// until looks at the batch until the condition holds.
+func (b *bench) until(id, what string, holds func(batch.Batch) bool) batch.Batch {
+	b.Helper()
+	start := time.Now()
+	for pause := 5 * time.Millisecond; ; pause = min(pause*5/4, time.Second) {
+		x := b.look(id)
+		if holds(x) {
+			return x
+		}
+		if x.Status.Terminal() || time.Since(start) > patience {
+			if b.running != nil {
+				b.Log(b.running.Dump())
+			}
+			b.Fatalf("after %v the batch is not %s but %+v", time.Since(start), what, x)
+		}
+		time.Sleep(pause)
+	}
+}
+
+func (b *bench) ends(id string) batch.Batch {
+	b.Helper()
+	return b.until(id, "terminal", func(x batch.Batch) bool { return x.Status.Terminal() })
+}
+
+// recorded waits until n requests of the batch are recorded.
+func (b *bench) recorded(id string, n int64) batch.Batch {
+	b.Helper()
+	return b.until(id, fmt.Sprintf("%d requests on", n), func(x batch.Batch) bool { return x.Counts.Completed+x.Counts.Failed >= n })
+}
+
+// want checks how a batch ended.
+func (b *bench) want(x batch.Batch, status batch.Status, total, completed, failed int64) {
+	b.Helper()
+	if want := (batch.Counts{Total: total, Completed: completed, Failed: failed}); x.Status != status || x.Counts != want {
+		b.Errorf("the batch is %s with %+v, want %s with %+v", x.Status, x.Counts, status, want)
+	}
+}
+
+// results returns the lines of a batch that has ended, by custom_id.
+func (b *bench) results(id string) map[string]result {
+	b.Helper()
+	p, err := b.doctor.load(b.Context(), id)
+	if err != nil {
+		b.Fatal(err)
+	}
+	out := map[string]result{}
+	for _, f := range []*file{p.output, p.errors} {
+		if f != nil {
+			for _, r := range f.results {
+				out[r.CustomID] = r
+			}
+		}
+	}
+	return out
+}
+
+// line is an input line. Text makes it what it is.
+func line(customID, model, text string) string {
+	quote := func(s string) string {
+		q, _ := json.Marshal(s)
+		return string(q)
+	}
+	return fmt.Sprintf(`{"custom_id":%s,"method":"POST","url":%s,"body":{"model":%s,"messages":[{"role":"user","content":%s}]}}`+"\n",
+		quote(customID), quote(endpoint), quote(model), quote(text))
+}
+
+// chat is an input of n requests, for the models in turn or for m. Bodies differ from those of
+// every other call.
+func chat(n int, models ...string) []byte {
+	if len(models) == 0 {
+		models = []string{"m"}
+	}
+	run := inputs.Add(1)
 	var buf bytes.Buffer
 	for i := range n {
-		fmt.Fprintf(&buf, `{"custom_id":"r-%d","method":"POST","url":"/v1/chat/completions","body":{"model":"m","messages":[{"role":"user","content":"question %d"}]}}`+"\n", i, i)
+		buf.WriteString(line(fmt.Sprintf("r-%d", i), models[i%len(models)], fmt.Sprintf("question %d of %d", i, run)))
 	}
 	return buf.Bytes()
 }
 
-func TestWholeWay(t *testing.T) {
-	b := open(t)
-	up, err := sim.Start(sim.Config{CountCalls: true}, "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer up.Close()
-	u, err := upstream.New(upstream.Config{URL: up.URL()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	e := engine.New(engine.Config{
-		Store: b.store, Blobs: b.blobs, Upstreams: upstream.NewPool(u),
-		Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
-	})
-	id := b.create(b.upload(chat(2500)))
-	ctx, stop := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	go func() { done <- e.Run(ctx, context.Background()) }()
-	start := time.Now()
-	for !b.batch(id).Status.Terminal() {
-		if time.Since(start) > 10*time.Second {
-			t.Fatalf("%+v", b.batch(id))
-		}
-		time.Sleep(5 * time.Millisecond)
-	}
-	stop()
-	if err := <-done; err != nil {
-		t.Fatal(err)
-	}
-	x := b.batch(id)
-	t.Logf("%+v", x)
-	out := b.read(x.OutputFileID)
-	if n := bytes.Count(out, []byte("\n")); n != 2500 {
-		t.Errorf("%d lines", n)
-	}
-	t.Logf("%s", out[:400])
-}
+var inputs atomic.Int64

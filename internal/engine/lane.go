@@ -22,6 +22,7 @@ type call struct {
 	i      int32
 	sentAt time.Time
 	ticket int64 // of the upstream's gate
+	probe  bool  // it is to find out whether the upstream is back
 	alone  bool  // nothing else is in flight there
 }
 
@@ -37,10 +38,11 @@ const frail = 3
 
 // take removes the request to be sent next, or returns nil. With probing a fresh request is
 // preferred, whose failure says more about the upstream than that of one which has failed before.
-func (l *lane) take(now time.Time, probing bool) *call {
+// While the upstream is busy with others, a suspect has to wait.
+func (l *lane) take(now time.Time, probing, busy bool) *call {
 	due := len(l.retries) > 0 && !l.retries[0].due.After(now)
 	if due && !probing {
-		return l.takeRetry()
+		return l.takeRetry(busy)
 	}
 	for _, h := range l.holds {
 		if h.next == len(h.order) || h.frail && h.inFlight > 0 {
@@ -50,7 +52,7 @@ func (l *lane) take(now time.Time, probing bool) *call {
 		return &call{hold: h, i: h.order[h.next-1]}
 	}
 	if due {
-		return l.takeRetry()
+		return l.takeRetry(busy)
 	}
 	return nil
 }
@@ -68,13 +70,14 @@ func (l *lane) hasWork(now time.Time) bool {
 	return false
 }
 
-// suspicious reports whether the request to be sent next is one to be sent alone.
-func (l *lane) suspicious(now time.Time) bool {
-	return len(l.retries) > 0 && !l.retries[0].due.After(now) && l.retries[0].request().cuts >= suspect
-}
-
-func (l *lane) takeRetry() *call {
-	return heap.Pop(&l.retries).(retry).call
+func (l *lane) takeRetry(busy bool) *call {
+	c := l.retries[0].call
+	c.alone = c.request().cuts >= suspect
+	if c.alone && busy {
+		return nil
+	}
+	heap.Pop(&l.retries)
+	return c
 }
 
 func (l *lane) retry(c *call, due time.Time) {

@@ -24,7 +24,7 @@ type sweeps interface {
 
 // finalizeAll makes batches terminal whose last segment is sealed.
 func (e *Engine) finalizeAll(ctx context.Context) {
-	tick := time.NewTicker(poll)
+	tick := time.NewTicker(e.cfg.poll)
 	defer tick.Stop()
 	for {
 		e.finalizeReady(ctx)
@@ -66,11 +66,7 @@ func (e *Engine) sweepAll(ctx context.Context) {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for n := 0; ; n++ {
-		expired, err := e.store.Expire(ctx)
-		if len(expired) > 0 {
-			e.log.Info("deadline passed", "batches", expired)
-			wake(e.wakeClaim)
-		}
+		err := e.expire(ctx)
 		if err == nil && n%60 == 0 {
 			err = e.sweep(ctx)
 		}
@@ -83,6 +79,16 @@ func (e *Engine) sweepAll(ctx context.Context) {
 			return
 		}
 	}
+}
+
+// expire ends the batches whose deadline has passed.
+func (e *Engine) expire(ctx context.Context) error {
+	expired, err := e.store.Expire(ctx)
+	if len(expired) > 0 {
+		e.log.Info("deadline passed", "batches", expired)
+		wake(e.wakeClaim)
+	}
+	return err
 }
 
 // sweep drops rows first and bytes later: a restored backup of the database may still name them.

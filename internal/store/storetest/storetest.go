@@ -72,6 +72,7 @@ func Run(t *testing.T, fresh func(t *testing.T) Database) {
 		{"SweepPending", testSweepPending},
 		{"SweptBeforeNamed", testSweptBeforeNamed},
 		{"Deleted", testDeleted},
+		{"DropBatches", testDropBatches},
 		{"Join", testJoin},
 		{"Reopen", testReopen},
 		{"Abandoned", testAbandoned},

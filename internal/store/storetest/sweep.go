@@ -176,3 +176,29 @@ func testDeleted(d *db) {
 	g.Parts = []batch.Part{pending}
 	d.must(d.CreateFile(d.ctx(), g))
 }
+
+// testDropBatches drops batches some time after their end, whatever it was, and no others.
+func testDropBatches(d *db) {
+	const keep = time.Hour
+	running, waiting := d.running(1), d.validating()
+	a := d.admission(waiting)
+	old := []batch.Batch{d.completed(), d.cancel(d.validating().ID)}
+	failed := d.validating()
+	d.must(d.Reject(d.ctx(), d.admission(failed), []batch.LineError{{Code: "c"}}))
+	old = append(old, d.batch(failed.ID))
+	d.clock.turn(time.Millisecond)
+	young := d.completed()
+	d.clock.turn(keep - time.Millisecond)
+	output, err := d.File(d.ctx(), old[0].Project, old[0].OutputFileID)
+	d.must(err)
+	d.must(d.Store.DropBatches(d.ctx(), keep))
+	for _, b := range old {
+		_, err := d.Batch(d.ctx(), b.Project, b.ID)
+		d.wantKind("dropped batch that was "+string(b.Status), err, batch.NotFound)
+	}
+	d.wantFile("output of a dropped batch", output)
+	d.wantSame("younger batch", d.batch(young.ID), young)
+	d.must(d.Reject(d.ctx(), a, nil))
+	d.seal(d.claim(running), 0, 10)
+	d.finalized(running.ID)
+}
