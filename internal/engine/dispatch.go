@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"context"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -104,6 +105,21 @@ func (e *Engine) feedAll() {
 		return b.gate.Room(now) - a.gate.Room(now)
 	}) {
 		e.feed(s)
+	}
+}
+
+// followLists gives upstreams work as it becomes known what they serve.
+func (e *Engine) followLists(ctx context.Context) {
+	for ctx.Err() == nil {
+		changed := e.pool.Changed()
+		e.mu.Lock()
+		e.feedAll()
+		e.mu.Unlock()
+		wake(e.wakeClaim)
+		select {
+		case <-changed:
+		case <-ctx.Done():
+		}
 	}
 }
 

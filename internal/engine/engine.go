@@ -207,6 +207,7 @@ func (e *Engine) Run(ctx, abort context.Context) error {
 	// records its results.
 	var intake, workers, committer, sealing sync.WaitGroup
 	intake.Go(func() { e.pool.Run(ctx) })
+	intake.Go(func() { e.followLists(ctx) })
 	intake.Go(func() { e.admitAll(ctx) })
 	intake.Go(func() { e.claimAll(ctx) })
 	intake.Go(func() { e.finalizeAll(ctx) })

@@ -1,0 +1,295 @@
+package engine_test
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"testing"
+	"time"
+
+	"offpeak/internal/batch"
+	"offpeak/internal/engine"
+	"offpeak/internal/sim"
+	"offpeak/internal/upstream"
+)
+
+// TestDrain ends processes in the middle of their work. Calls in flight end, and nothing is sent
+// twice.
+func TestDrain(t *testing.T) {
+	bubble(t, func(b *bench) {
+		b.upstream(sim.Config{Timing: sim.Timing{Latency: 5 * time.Second, Jitter: 0.9}}, upstream.Config{MaxInFlight: 8})
+		text := chat(100, "m", "n")
+		id := b.run(text)
+		for n := int64(1); n < 100; n += 23 {
+			p := b.start(small(15))
+			b.recorded(id, n)
+			start := time.Now()
+			p.drain()
+			if took := time.Since(start); took > 11*time.Second {
+				b.Errorf("to drain took %v", took)
+			}
+			b.wantFree()
+		}
+		p := b.start(small(15))
+		b.want(b.ends(id), batch.Completed, 100, 100, 0)
+		b.wantCalls(text, 1)
+		p.drain()
+	})
+}
+
+// wantFree checks that nobody holds a segment, and that nobody is said to have died over one.
+func (b *bench) wantFree() {
+	b.Helper()
+	held, err := query[int64](b.Context(), b.doctor.db, "SELECT id FROM segments WHERE sealed_at IS NULL AND (token IS NOT NULL OR deaths > 0)")
+	if err != nil || len(held) > 0 {
+		b.Errorf("segments are held or have seen deaths: %v, %v", held, err)
+	}
+	held2, err := query[string](b.Context(), b.doctor.db, "SELECT id FROM batches WHERE status = 'validating' AND token IS NOT NULL")
+	if err != nil || len(held2) > 0 {
+		b.Errorf("batches are held: %v, %v", held2, err)
+	}
+}
+
+// TestDrainTimeout ends a process with calls that take longer than anybody wants to wait.
+func TestDrainTimeout(t *testing.T) {
+	for _, test := range []struct {
+		name string
+		end  func(p *process)
+		most time.Duration
+	}{
+		{"drain", func(p *process) { p.stop() }, 31 * time.Second},
+		{"abort", func(p *process) { p.stop(); time.Sleep(time.Second); p.abort() }, 2 * time.Second},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			bubble(t, func(b *bench) {
+				b.upstream(sim.Config{Timing: sim.Timing{Latency: 2 * time.Minute}}, upstream.Config{MaxInFlight: 4})
+				p := b.start(small(5))
+				text := chat(8)
+				id := b.run(text)
+				time.Sleep(time.Minute)
+				start := time.Now()
+				test.end(p)
+				if err := <-p.ended; err != nil {
+					b.Errorf("Run() = %v", err)
+				}
+				if took := time.Since(start); took > test.most {
+					b.Errorf("it took %v, want %v at most", took, test.most)
+				}
+				b.examine()
+				b.wantFree()
+				p = b.start()
+				b.want(b.ends(id), batch.Completed, 8, 8, 0)
+				p.drain()
+			})
+		})
+	}
+}
+
+// TestDrainWithoutDatabase ends a process while the database fails and more waits to be recorded
+// than is allowed to. It ends all the same.
+func TestDrainWithoutDatabase(t *testing.T) {
+	bubble(t, func(b *bench) {
+		b.upstream(sim.Config{Timing: sim.Timing{Latency: time.Second}, MedianTokens: 30_000, P99Tokens: 30_000, Context: 1 << 20}, upstream.Config{MaxInFlight: 20})
+		id := b.create(b.upload(chat(80)), 24*time.Hour)
+		f := newFaults(func(op string, n, _ int) fate {
+			if op == "Record" {
+				return lost
+			}
+			return done
+		})
+		p := b.start(f.in, func(c *engine.Config) { c.Drain = 20 * time.Second })
+		time.Sleep(time.Minute)
+		start := time.Now()
+		p.stop()
+		<-p.ended
+		if took := time.Since(start); took > time.Minute {
+			b.Errorf("to end took %v", took)
+		}
+		b.examine()
+		b.wantFree()
+		p = b.start()
+		b.want(b.ends(id), batch.Completed, 80, 80, 0)
+		p.drain()
+	})
+}
+
+// TestDeaths kills one process after the other, each at some operation on its store or its blobs
+// that takes effect or does not. What was recorded is never asked for again.
+func TestDeaths(t *testing.T) {
+	const runs = 40
+	seed := uint64(time.Now().UnixNano())
+	for i := range runs {
+		if sparing(i, 10) {
+			continue
+		}
+		t.Run(fmt.Sprint(i), func(t *testing.T) {
+			t.Parallel()
+			bubble(t, func(b *bench) {
+				b.Logf("seed %d", seed)
+				dice := rand.New(rand.NewPCG(seed, uint64(i)))
+				u := b.upstream(sim.Config{
+					Seed: uint64(i), Timing: sim.Timing{Latency: time.Second, Jitter: 0.9},
+					Faults: sim.Faults{Error: 0.05, Throttle: 0.05, Cut: 0.02, Attempts: 2}, Always400: "wrong",
+				}, upstream.Config{MaxInFlight: 4})
+				text := mixed(60, 10, "wrong")
+				id := b.run(append(text, []byte(line("n", "n", "x"))...))
+				other := b.run(chat(10))
+				deaths := 0
+				for !b.look(id).Status.Terminal() || !b.look(other).Status.Terminal() {
+					f := newFaults(nil)
+					last := 1 + dice.IntN(60)
+					if deaths > 12 {
+						last = 1 << 30 // enough
+					}
+					end := fate(1 + dice.IntN(2))
+					dead := make(chan struct{})
+					f.decide = func(op string, _, all int) fate {
+						if all != last {
+							return done
+						}
+						b.Logf("%d dies at operation %d, %s, %v", deaths, all, op, end == untold)
+						f.die()
+						close(dead)
+						return end
+					}
+					p := b.start(f.in, small(8))
+					ended := false
+					for !ended {
+						select {
+						case <-dead:
+							ended = true
+						case <-time.After(time.Second):
+							ended = b.look(id).Status.Terminal() && b.look(other).Status.Terminal()
+						}
+					}
+					p.die()
+					deaths++
+				}
+				b.want(b.look(id), batch.Completed, 61, 55, 6)
+				b.want(b.look(other), batch.Completed, 10, 10, 0)
+				b.Logf("%d processes, %d calls", deaths, u.Calls().Calls)
+			})
+		})
+	}
+}
+
+// history is what a folder goes through in TestFaults: batches of every ending, a file that goes,
+// and a restart.
+func (b *bench) history(f *faults) {
+	b.Helper()
+	b.upstream(sim.Config{Timing: sim.Timing{Latency: 500 * time.Millisecond, Jitter: 0.5}, Always400: "wrong"},
+		upstream.Config{MaxInFlight: 4, Models: []string{"m", "n", "q"}})
+	late := b.upstream(sim.Config{Models: []sim.Model{{ID: "of late"}}}, upstream.Config{MaxInFlight: 1})
+	late.away.Store(true)
+	b.upload([]byte("old"))
+	old := b.upload([]byte("older"))
+	time.Sleep(25 * time.Hour)
+	if err := b.store.DeleteFile(b.Context(), batch.DefaultProject, old); err != nil {
+		b.Fatal(err)
+	}
+	text := mixed(24, 6, "wrong")
+	long := b.run(append(text, []byte(line("n", "n", "x"))...))
+	bad := b.run([]byte("nonsense\n"))
+	cancelled := b.run(chat(40))
+	expired := b.create(b.upload(chat(40, "q")), 5*time.Second)
+	waiting := b.run(chat(2, "of late"))
+	change := []func(*engine.Config){f.in, small(7), func(c *engine.Config) {
+		c.KeepDeleted, c.KeepBatches = time.Second, 24*time.Hour
+	}}
+	p := b.serve(change...)
+	time.Sleep(2 * time.Second)
+	b.cancel(cancelled)
+	time.Sleep(500 * time.Millisecond)
+	p.end()
+	late.away.Store(false)
+	p = b.serve(change...)
+	for id, status := range map[string]batch.Status{
+		long: batch.Completed, bad: batch.Failed, cancelled: batch.Cancelled, expired: batch.Expired,
+		waiting: batch.Completed,
+	} {
+		if x := b.ends(id); x.Status != status {
+			b.Errorf("a batch is %s, want %s", x.Status, status)
+		}
+	}
+	time.Sleep(time.Second) // of what was deleted, the second process removes the bytes
+	p.end()
+	b.want(b.look(long), batch.Completed, 25, 21, 4)
+}
+
+// A server starts one process after another, should one fail, as init does.
+type server struct {
+	b    *bench
+	stop chan struct{}
+	done chan struct{}
+}
+
+func (b *bench) serve(change ...func(*engine.Config)) *server {
+	s := &server{b, make(chan struct{}), make(chan struct{})}
+	go func() {
+		defer close(s.done)
+		for {
+			p := b.start(change...)
+			select {
+			case <-p.ended:
+				time.Sleep(100 * time.Millisecond)
+			case <-s.stop:
+				p.stop()
+				<-p.ended
+				return
+			}
+		}
+	}()
+	return s
+}
+
+func (s *server) end() {
+	close(s.stop)
+	<-s.done
+	s.b.examine()
+}
+
+// TestFaults makes each operation fail once, the first time, the second and the third, with its
+// effect and without. Nothing comes of it but a delay.
+func TestFaults(t *testing.T) {
+	ops := operations()
+	called := map[string]int{}
+	t.Run("none", func(t *testing.T) {
+		bubble(t, func(b *bench) {
+			f := newFaults(nil)
+			b.history(f)
+			called = f.counts()
+		})
+	})
+	t.Log(called)
+	for i, op := range ops {
+		for _, how := range []fate{lost, untold} {
+			for nth := 1; nth <= 3; nth++ {
+				if strings.HasPrefix(op, "ReleaseStray") || op == "CountBatches" || op == "Validating" {
+					continue // only after another fault, or never
+				}
+				if called[op] == 0 {
+					t.Errorf("%s is never called", op)
+				}
+				if nth > called[op] || sparing(6*i+3*int(how)+nth, 13) {
+					continue
+				}
+				t.Run(fmt.Sprintf("%s %d %s", op, nth, []string{"", "lost", "untold"}[how]), func(t *testing.T) {
+					t.Parallel()
+					bubble(t, func(b *bench) {
+						struck := false
+						b.history(newFaults(func(o string, n, _ int) fate {
+							if o == op && n == nth {
+								struck = true
+								return how
+							}
+							return done
+						}))
+						if !struck {
+							b.Error("the fault did not strike")
+						}
+					})
+				})
+			}
+		}
+	}
+}
