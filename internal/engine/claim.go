@@ -100,6 +100,7 @@ func (e *Engine) claim(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	e.allClaimed.Store(len(work) == 0)
 	now := time.Now()
 	maps.DeleteFunc(e.shunned, func(_ string, until time.Time) bool { return !now.Before(until) })
 	skip := func(f func(batch.Work) bool) { work = slices.DeleteFunc(work, f) }

@@ -61,7 +61,7 @@ func (e *Engine) next(s *site, last *call, wait chan *call) *call {
 	if last != nil {
 		last.inFlight--
 		e.ready(last.hold)
-		if last.lane.held() < 2*s.gate.Limit() {
+		if !e.allClaimed.Load() && last.lane.held() < 2*s.gate.Limit() {
 			wake(e.wakeClaim)
 		}
 	}

@@ -21,6 +21,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"offpeak/internal/batch"
@@ -89,6 +90,10 @@ type Engine struct {
 	node    string
 
 	wakeAdmit, wakeClaim, wakeFinalize chan struct{} // of capacity 1
+
+	// allClaimed tells that there was nothing left to claim at the last look: a worker that ends a
+	// call need not have us look again. New work wakes us anyway.
+	allClaimed atomic.Bool
 
 	recorder *recorder
 	seals    chan *hold
