@@ -53,7 +53,8 @@ type hold struct {
 	inFlight int
 	frail    bool         // requests are sent one at a time
 	ending   batch.Status // of the batch
-	sealing  bool         // no more calls: to be sealed, or dropped
+	sealing  bool         // no more calls: to be sealed, or removed
+	removed  bool
 	grace    *time.Timer
 }
 
@@ -241,6 +242,10 @@ func (e *Engine) hold(ctx context.Context, lease batch.Lease) error {
 
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	if lost := e.holds[lease.ID]; lost != nil {
+		e.recorder.lose(lost) // unnoticed so far: else we would not be given it again
+		e.remove(lost)
+	}
 	l := e.lanes[lease.Lane]
 	if l == nil {
 		l = &lane{Lane: lease.Lane}
@@ -315,17 +320,24 @@ func (e *Engine) settled(ctx context.Context, h *hold, err error) {
 	}
 }
 
-// drop forgets a hold, sealed or lost.
+// drop forgets a hold, sealed or lost. Calls of a lost one may still be in flight.
 func (e *Engine) drop(h *hold) {
-	h.cancel(nil)
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.holds[h.lease.ID] != h {
+	e.remove(h)
+}
+
+// remove is drop for whoever holds e.mu.
+func (e *Engine) remove(h *hold) {
+	if h.removed {
 		return
 	}
-	h.sealing = true // calls of a lost one may still be in flight
-	delete(e.holds, h.lease.ID)
+	h.removed, h.sealing = true, true
+	h.cancel(nil)
 	e.loaded -= h.bytes
+	if e.holds[h.lease.ID] == h {
+		delete(e.holds, h.lease.ID)
+	}
 	if h.grace != nil {
 		h.grace.Stop()
 	}
@@ -333,7 +345,7 @@ func (e *Engine) drop(h *hold) {
 	l.remove(h)
 	e.feedAll()
 	e.arm(l, time.Now())
-	if len(l.holds) == 0 {
+	if len(l.holds) == 0 && e.lanes[l.Lane] == l {
 		delete(e.lanes, l.Lane)
 	}
 	wake(e.wakeClaim)

@@ -70,6 +70,7 @@ type bench struct {
 	ups     []*up
 	truth   *sim.Server              // answers as all upstreams do, and never fails
 	running atomic.Pointer[process]  // the latest
+	ahead   atomic.Int64             // by how much the store's clock is ahead of ours
 	seen    map[string]batch.Batch   // every batch, as it was when it was last looked at
 	kept    map[string]recordedCalls // by request body: what must not be asked again
 }
@@ -99,7 +100,7 @@ func newBench(t *testing.T) *bench {
 
 func (b *bench) open() {
 	b.Helper()
-	s, err := store.Open(b.Context(), b.dir, store.Options{})
+	s, err := store.Open(b.Context(), b.dir, store.Options{Now: func() time.Time { return time.Now().Add(time.Duration(b.ahead.Load())) }})
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -329,12 +330,21 @@ func (b *bench) start(change ...func(*engine.Config)) *process {
 	return p
 }
 
-// drain asks the process to end, waits for that, and has the folder examined.
+// drain asks the process to end, waits for that, and has the folder examined. A process without
+// work ends at once and keeps nothing.
 func (p *process) drain() {
 	p.b.Helper()
+	busy := false
+	for _, x := range p.b.seen {
+		busy = busy || !x.Status.Terminal()
+	}
+	start := time.Now()
 	p.stop()
 	if err := <-p.ended; err != nil {
 		p.b.Errorf("Run() = %v", err)
+	}
+	if took := time.Since(start); !busy && (took > time.Second || !p.Idle()) {
+		p.b.Errorf("without work, to end took %v and left:\n%s", took, p.Dump())
 	}
 	p.b.examine()
 }

@@ -18,11 +18,18 @@ func (c Config) WithPoll(d time.Duration) Config {
 	return c
 }
 
+// Idle reports whether the engine has nothing in hand.
+func (e *Engine) Idle() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return len(e.holds) == 0 && len(e.lanes) == 0 && e.loaded == 0 && len(e.admitted) == 0
+}
+
 // Dump tells what the engine has in hand, for tests that wait in vain.
 func (e *Engine) Dump() string {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	s := ""
+	s := fmt.Sprintf("%d bytes loaded, %d batches in validation\n", e.loaded, len(e.admitted))
 	for _, h := range e.holds {
 		s += fmt.Sprintf("hold %d next %d/%d open %d inflight %d ending %q sealing %v\n", h.lease.ID, h.next, len(h.order), h.open, h.inFlight, h.ending, h.sealing)
 	}

@@ -116,6 +116,19 @@ func (r *recorder) close() {
 	wake(r.wake)
 }
 
+// lose notes that h is lost: nothing more of it is recorded.
+func (r *recorder) lose(h *hold) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	h.lost = true
+}
+
+func (r *recorder) isLost(h *hold) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return h.lost
+}
+
 // lease returns the lease of h as it is after the last write.
 func (r *recorder) lease(h *hold) batch.Lease {
 	r.mu.Lock()
@@ -154,7 +167,7 @@ func (r *recorder) run(ctx context.Context, settled func(context.Context, *hold,
 			settled(ctx, h, batch.ErrLeaseLost)
 		}
 		for _, h := range finished {
-			if !h.lost { // now or before: only this goroutine finds out
+			if !r.isLost(h) {
 				settled(ctx, h, nil)
 			}
 		}
@@ -185,7 +198,9 @@ func (r *recorder) collect() (out []taken, finished []*hold, closed bool, wait t
 		}
 	}
 	for _, h := range r.groups {
-		out = append(out, taken{h, h.lease, h.group.data, h.group.n})
+		if !h.lost { // else its segment may be in another hold by now
+			out = append(out, taken{h, h.lease, h.group.data, h.group.n})
+		}
 		h.group = nil
 	}
 	finished = r.finished

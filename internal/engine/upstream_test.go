@@ -308,6 +308,26 @@ func TestSuspectsHoldUpNobody(t *testing.T) {
 	})
 }
 
+// TestLateUpstream gives an upstream work as soon as it is known what it serves.
+func TestLateUpstream(t *testing.T) {
+	bubble(t, func(b *bench) {
+		timing := sim.Timing{Latency: 10 * time.Second}
+		b.upstream(sim.Config{Timing: timing}, upstream.Config{MaxInFlight: 4})
+		late := b.upstream(sim.Config{Timing: timing}, upstream.Config{MaxInFlight: 4})
+		late.away.Store(true)
+		p := b.start()
+		id := b.run(chat(100))
+		b.recorded(id, 8)
+		late.away.Store(false)
+		time.Sleep(3 * time.Second)
+		if n := late.Calls().Calls; n != 4 {
+			b.Errorf("3 s after it came it has had %d calls, want 4", n)
+		}
+		b.want(b.ends(id), batch.Completed, 100, 100, 0)
+		p.drain()
+	})
+}
+
 // TestUnknownModel keeps a batch waiting whose model may be one of an upstream that was not heard
 // of yet, and no longer than that.
 func TestUnknownModel(t *testing.T) {
