@@ -341,6 +341,9 @@ func (e *Engine) remove(h *hold) {
 	if h.grace != nil {
 		h.grace.Stop()
 	}
+	for _, s := range e.sites {
+		s.forget(h)
+	}
 	l := h.lane
 	l.remove(h)
 	e.feedAll()

@@ -287,7 +287,9 @@ const (
 // good is given a minute between attempts. Otherwise it is taken for an outage, which costs nothing.
 func (s *site) blame(c *call, good, now time.Time) bool {
 	req := c.request()
-	s.failing[req] = true
+	if !c.removed {
+		s.failing[req] = true
+	}
 	first := req.failed.IsZero() || s.outage.After(req.charged)
 	s.failed, req.failed = now, now
 	switch {
@@ -300,6 +302,13 @@ func (s *site) blame(c *call, good, now time.Time) bool {
 		return false
 	}
 	return len(s.failing) <= few || req.attempts > 0
+}
+
+// forget forgets the requests of h, which are not kept in memory for having failed.
+func (s *site) forget(h *hold) {
+	for i := range h.requests {
+		delete(s.failing, &h.requests[i])
+	}
 }
 
 func (r *request) charge(now time.Time) {

@@ -63,16 +63,17 @@ func sparing(i, one int) bool { return race && i%one != 0 }
 // What they leave is examined whenever one of them ends.
 type bench struct {
 	*testing.T
-	dir     string
-	store   *store.Store
-	blobs   *blob.Dir
-	doctor  *doctor
-	ups     []*up
-	truth   *sim.Server              // answers as all upstreams do, and never fails
-	running atomic.Pointer[process]  // the latest
-	ahead   atomic.Int64             // by how much the store's clock is ahead of ours
-	seen    map[string]batch.Batch   // every batch, as it was when it was last looked at
-	kept    map[string]recordedCalls // by request body: what must not be asked again
+	dir      string
+	store    *store.Store
+	blobs    *blob.Dir
+	doctor   *doctor
+	ups      []*up
+	truth    *sim.Server              // answers as the upstreams do, and never fails
+	running  atomic.Pointer[process]  // the latest
+	ahead    atomic.Int64             // by how much the store's clock is ahead of ours
+	patience time.Duration            // how long is waited for what must happen
+	seen     map[string]batch.Batch   // every batch, as it was when it was last looked at
+	kept     map[string]recordedCalls // by request body: what must not be asked again
 }
 
 // bubble runs a test on a bench where time passes only while everybody waits for it.
@@ -80,6 +81,7 @@ func bubble(t *testing.T, f func(b *bench)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t)
+		b.patience = 2 * time.Hour
 		f(b)
 		b.examine()
 	})
@@ -88,7 +90,7 @@ func bubble(t *testing.T, f func(b *bench)) {
 func newBench(t *testing.T) *bench {
 	t.Helper()
 	b := &bench{
-		T: t, dir: t.TempDir(), seen: map[string]batch.Batch{}, kept: map[string]recordedCalls{},
+		T: t, dir: t.TempDir(), patience: time.Minute, seen: map[string]batch.Batch{}, kept: map[string]recordedCalls{},
 	}
 	if err := os.CopyFS(b.dir, os.DirFS(template)); err != nil {
 		t.Fatal(err)
@@ -310,7 +312,9 @@ func (b *bench) start(change ...func(*engine.Config)) *process {
 	}
 	var ups []*upstream.Upstream
 	for _, u := range b.ups {
-		ups = append(ups, u.Upstream)
+		if u.Upstream != nil {
+			ups = append(ups, u.Upstream)
+		}
 	}
 	c.Upstreams = upstream.NewPool(ups...)
 	c = c.WithPoll(3 * time.Second)
@@ -473,9 +477,6 @@ func (b *bench) look(id string) batch.Batch {
 	return now
 }
 
-// patience is how long a test waits for what must happen.
-const patience = 2 * time.Hour
-
 // until looks at the batch until the condition holds.
 func (b *bench) until(id, what string, holds func(batch.Batch) bool) batch.Batch {
 	b.Helper()
@@ -485,7 +486,7 @@ func (b *bench) until(id, what string, holds func(batch.Batch) bool) batch.Batch
 		if holds(x) {
 			return x
 		}
-		if x.Status.Terminal() || time.Since(start) > patience {
+		if x.Status.Terminal() || time.Since(start) > b.patience {
 			if p := b.running.Load(); p != nil {
 				b.Log(p.Dump())
 			}

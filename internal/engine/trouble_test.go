@@ -62,18 +62,22 @@ func TestLostInSilence(t *testing.T) {
 	})
 }
 
-// TestLostAtTheEnd takes a segment away just before its last results come, so that its owner finds
+// TestLostAtTheEnd takes a segment away while its last results are recorded, so that its owner finds
 // out when it is about to seal it.
 func TestLostAtTheEnd(t *testing.T) {
 	bubble(t, func(b *bench) {
 		b.upstream(sim.Config{Timing: sim.Timing{Latency: time.Second}}, upstream.Config{MaxInFlight: 8})
-		p := b.start()
-		id := b.run(chat(5))
-		time.Sleep(900 * time.Millisecond)
-		if _, err := b.store.Join(b.Context(), "thief"); err != nil {
-			b.Fatal(err)
+		f := newFaults(nil)
+		f.before = func(op string, n int) {
+			if op != "Record" || n != 1 {
+				return
+			}
+			if _, err := b.store.Join(b.Context(), "thief"); err != nil {
+				b.Error(err)
+			}
 		}
-		b.want(b.ends(id), batch.Completed, 5, 5, 0)
+		p := b.start(f.in)
+		b.want(b.ends(b.run(chat(5))), batch.Completed, 5, 5, 0)
 		p.drain()
 	})
 }

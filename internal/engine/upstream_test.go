@@ -177,7 +177,7 @@ func TestOutages(t *testing.T) {
 						time.Sleep(8 * time.Minute)
 						end()
 					case "again and again":
-						times := 5
+						times := 4
 						if o.dear {
 							times = 2
 						}

@@ -25,6 +25,39 @@ func TestWholeWay(t *testing.T) {
 	})
 }
 
+// TestRealNetwork runs a batch over sockets, at an upstream that is killed and started again.
+func TestRealNetwork(t *testing.T) {
+	b := newBench(t)
+	config := sim.Config{CountCalls: true, Timing: sim.Timing{Latency: 20 * time.Millisecond, Jitter: 0.9}}
+	first, err := sim.Start(config, "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer first.Close()
+	u, err := upstream.New(upstream.Config{URL: first.URL(), MaxInFlight: 16})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer u.Close()
+	b.truth = sim.New(sim.Config{})
+	b.ups = append(b.ups, &up{Server: first.Server, Upstream: u})
+	p := b.start(small(60))
+	id := b.run(chat(300, "m", "n"))
+	b.recorded(id, 50)
+	if err := first.Close(); err != nil {
+		t.Error(err)
+	}
+	time.Sleep(200 * time.Millisecond)
+	second, err := sim.Start(config, first.Addr())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer second.Close()
+	b.ups = append(b.ups, &up{Server: second.Server})
+	b.want(b.ends(id), batch.Completed, 300, 300, 0)
+	p.drain()
+}
+
 // TestOddInputs runs inputs of every shape that a file may have.
 func TestOddInputs(t *testing.T) {
 	for _, test := range []struct {
