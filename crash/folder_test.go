@@ -19,6 +19,7 @@ type folder struct {
 	// recorded are the custom ids of the requests that have an answer, by batch.
 	recorded map[string]bool
 	open     int // requests that a process which starts now has to send
+	deaths   int // segments that count the death of an owner
 }
 
 // readFolder reads a folder as it lies there. It leaves even the write-ahead log as it is, which
@@ -92,6 +93,7 @@ func readFolder(t *testing.T, dir string) folder {
 	}
 	f.open = column[int](t, db, `SELECT coalesce(sum(total - completed - failed), 0) FROM segments
 		WHERE sealed_at IS NULL AND batch_id IN (SELECT id FROM batches WHERE status = 'in_progress')`)[0]
+	f.deaths = column[int](t, db, "SELECT count(*) FROM segments WHERE deaths > 0")[0]
 	return f
 }
 

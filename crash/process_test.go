@@ -82,6 +82,7 @@ type process struct {
 	cmd     *exec.Cmd
 	started time.Time
 	ended   chan struct{} // closed when it has
+	well    bool          // it has, as it was to
 
 	mu      sync.Mutex
 	log     strings.Builder
@@ -133,7 +134,7 @@ func startCommand(t *testing.T, cmd *exec.Cmd) *process {
 		p.signal(syscall.SIGCONT)
 		p.cmd.Process.Kill()
 		<-p.ended
-		if t.Failed() {
+		if t.Failed() && !p.well {
 			t.Logf("%s:\n%s", strings.Join(cmd.Args, " "), lastLines(p.text(), 40))
 		}
 	})
@@ -192,6 +193,7 @@ func (p *process) kill() time.Time {
 	at := time.Now()
 	p.signal(syscall.SIGKILL)
 	<-p.ended
+	p.well = true
 	return at
 }
 
@@ -206,6 +208,7 @@ func (p *process) end(code int) {
 	if got := p.cmd.ProcessState.ExitCode(); got != code {
 		p.t.Fatalf("%v, want exit code %d:\n%s", p.cmd.ProcessState, code, p.text())
 	}
+	p.well = true
 }
 
 // A server is a process of "offpeak serve".

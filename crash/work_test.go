@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"maps"
 	"math/rand/v2"
 	"slices"
@@ -23,8 +24,8 @@ type work struct {
 	inputs  map[string][]byte // by the name of the file
 	files   map[string]string // acknowledged: id → name
 	batches map[string]string // acknowledged: id → name of the input
-	cancels map[string]bool   // acknowledged: ids of batches
-	gone    map[string]bool   // acknowledged: ids of deleted files
+	cancels map[string]bool   // ids of batches that were to be cancelled: whether it was acknowledged
+	gone    map[string]bool   // likewise of files that were to be deleted
 }
 
 func newWork() *work {
@@ -60,8 +61,12 @@ func (w *work) input(n int) (name string) {
 
 // upload uploads an input, and returns the id of the file if it was acknowledged.
 func (w *work) upload(ctx context.Context, api *client.Client, name string) (string, error) {
-	text := w.inputs[name]
-	f, err := api.Upload(ctx, client.Upload{Name: name, Body: bytes.NewReader(text), Size: int64(len(text))})
+	return w.uploadFrom(ctx, api, name, bytes.NewReader(w.inputs[name]))
+}
+
+// uploadFrom is upload of an input that comes from elsewhere.
+func (w *work) uploadFrom(ctx context.Context, api *client.Client, name string, from io.Reader) (string, error) {
+	f, err := api.Upload(ctx, client.Upload{Name: name, Body: from, Size: int64(len(w.inputs[name]))})
 	if err != nil {
 		return "", err
 	}
@@ -110,12 +115,11 @@ func (w *work) keepBusy(ctx context.Context, api *client.Client, r *rand.Rand, m
 		}
 		switch r.IntN(8) {
 		case 0:
+			w.note(w.cancels, batch, false)
 			if _, err = api.CancelBatch(ctx, batch); err != nil {
 				return err
 			}
-			w.mu.Lock()
-			w.cancels[batch] = true
-			w.mu.Unlock()
+			w.note(w.cancels, batch, true)
 		case 1: // a batch that has started reads it all the same
 			b, err := api.Batch(ctx, batch)
 			if err != nil {
@@ -124,12 +128,11 @@ func (w *work) keepBusy(ctx context.Context, api *client.Client, r *rand.Rand, m
 			if b.InProgressAt == nil {
 				break
 			}
+			w.note(w.gone, file, false)
 			if _, err = api.DeleteFile(ctx, file); err != nil {
 				return err
 			}
-			w.mu.Lock()
-			w.gone[file] = true
-			w.mu.Unlock()
+			w.note(w.gone, file, true)
 		}
 	}
 	return nil
@@ -162,7 +165,7 @@ func (w *work) finish(t *testing.T, api *client.Client, u *upstream) map[string]
 			continue
 		}
 		want := "completed"
-		if w.cancels[id] {
+		if acknowledged, asked := w.cancels[id]; acknowledged || asked && b.Status == "cancelled" {
 			want = "cancelled"
 		}
 		if b.Status != want {
@@ -181,14 +184,20 @@ func (w *work) finish(t *testing.T, api *client.Client, u *upstream) map[string]
 		w.files[f.ID] = f.Filename // perhaps nobody had acknowledged it
 	}
 	for id, name := range w.files {
-		if files[id] == w.gone[id] {
-			t.Errorf("file %s (%s) was acknowledged; deleted: %v, found: %v", id, name, w.gone[id], files[id])
+		if acknowledged, asked := w.gone[id]; files[id] && acknowledged || !files[id] && !asked {
+			t.Errorf("file %s (%s) was acknowledged; deleted: %v, found: %v", id, name, acknowledged, files[id])
 		}
 	}
 	for _, id := range slices.Sorted(maps.Keys(found)) {
 		w.check(t, api, u, found[id])
 	}
 	return found
+}
+
+func (w *work) note(in map[string]bool, id string, acknowledged bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	in[id] = acknowledged
 }
 
 func ended(b client.Batch) bool {
