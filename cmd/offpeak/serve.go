@@ -141,7 +141,7 @@ func (cmd *serveCmd) Run(ctx context.Context, s *streams, c *configFile) error {
 	if server.Shutdown(closing) != nil {
 		server.Close() // somebody is still up- or downloading
 	}
-	return err
+	return tellRoom(err, cmd.Data)
 }
 
 // leastClosing is how long requests to the API may take that are under way when the engine has
