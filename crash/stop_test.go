@@ -86,7 +86,7 @@ func TestStoppedAcrossDeadline(t *testing.T) {
 	completed, failed := checkAnswers(t, u, w.bodies, w.inputs["in-0.jsonl"],
 		content(t, s.api, *b.OutputFileID), content(t, s.api, *b.ErrorFileID), "expired")
 	// Between the one thing that it does after SIGCONT and the other it may send some more.
-	answered := len(u.answeredIn(u.life))
+	answered := u.answers[u.life]
 	if completed+failed != answered || answered < maxInFlight || int(b.RequestCounts.Completed) != completed {
 		t.Errorf("%d of %d answers count, %+v", completed+failed, answered, b.RequestCounts)
 	}

@@ -25,6 +25,7 @@ type upstream struct {
 	changed chan struct{} // closed with every event, and replaced
 	life    int           // of the process that is served now: see next
 	live    int           // connections
+	answers map[int]int   // by life
 	calls   []*call
 	byBody  map[string][]*call
 	held    chan struct{} // answers wait until it is closed; nil: they don't
@@ -45,7 +46,7 @@ func (c *call) answered() bool { return !c.ended.IsZero() }
 // newUpstream starts an upstream. With addr "" it takes a free port.
 func newUpstream(t *testing.T, c sim.Config) *upstream {
 	t.Helper()
-	u := &upstream{handler: sim.New(c), changed: make(chan struct{}), byBody: map[string][]*call{}}
+	u := &upstream{handler: sim.New(c), changed: make(chan struct{}), byBody: map[string][]*call{}, answers: map[int]int{}}
 	var err error
 	if u.listener, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
 		t.Fatal(err)
@@ -105,13 +106,19 @@ func (u *upstream) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	// Noted before it is written: whoever has the answer finds it noted.
-	u.event(func() { c.ended, c.status, c.answer = time.Now(), answer.Code, answer.Body.Bytes() })
+	u.event(func() {
+		c.ended, c.status, c.answer = time.Now(), answer.Code, answer.Body.Bytes()
+		u.answers[c.life]++
+	})
 	for k, v := range answer.Header() {
 		w.Header()[k] = v
 	}
 	w.WriteHeader(answer.Code)
 	if _, err := w.Write(answer.Body.Bytes()); err != nil {
-		u.event(func() { c.ended = time.Time{} })
+		u.event(func() {
+			c.ended = time.Time{}
+			u.answers[c.life]--
+		})
 		panic(http.ErrAbortHandler)
 	}
 }
@@ -152,17 +159,7 @@ func (u *upstream) awaitAnswers(t *testing.T, p *process, n int) {
 		<-p.ended
 		u.event(func() {})
 	}()
-	u.await(t, fmt.Sprintf("%d answers", n), func() bool { return len(u.answeredIn(u.life)) >= n || p.hasEnded() })
-}
-
-// answeredIn lists the answered calls of a life. u.mu is held.
-func (u *upstream) answeredIn(life int) (list []*call) {
-	for _, c := range u.calls {
-		if c.life == life && c.answered() {
-			list = append(list, c)
-		}
-	}
-	return list
+	u.await(t, fmt.Sprintf("%d answers", n), func() bool { return u.answers[u.life] >= n || p.hasEnded() })
 }
 
 // next begins the life of the next process, once the last one is gone for good: what it had sent
