@@ -77,6 +77,7 @@ type bench struct {
 	inputs   map[string][]byte       // files as they were uploaded, by id, for the time when they are gone
 	wrong    int                     // answers that the examination found wrong
 	thief    bool                    // see steal
+	foreign  bool                    // answers were recorded from other upstreams than ours
 }
 
 // bubble runs a test on a bench where time passes only while everybody waits for it.
@@ -349,15 +350,20 @@ func (b *bench) upload(text []byte, part ...int) string {
 	return f.ID
 }
 
-// create makes a batch of the input, due within the window.
-func (b *bench) create(input string, window time.Duration) string {
-	b.Helper()
+// batch describes a batch of the input, due within the window.
+func (b *bench) batch(input string, window time.Duration) batch.Batch {
 	now := time.Now()
-	x := batch.Batch{
+	return batch.Batch{
 		ID: batch.NewBatchID(now), Project: batch.DefaultProject, Endpoint: endpoint, InputFileID: input,
 		OutputFileID: batch.NewFileID(), ErrorFileID: batch.NewFileID(), OutputExpiresAfter: batch.DefaultRetention,
 		CompletionWindow: "24h", Status: batch.Validating, CreatedAt: now, ExpiresAt: now.Add(window),
 	}
+}
+
+// create makes a batch of the input, due within the window.
+func (b *bench) create(input string, window time.Duration) string {
+	b.Helper()
+	x := b.batch(input, window)
 	if err := b.store.CreateBatch(b.Context(), x); err != nil {
 		b.Fatal(err)
 	}
