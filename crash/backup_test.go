@@ -96,7 +96,7 @@ func TestBackup(t *testing.T) {
 			t.Errorf("%s is in the backup, and was sent %d times", id, calls)
 		}
 	}
-	examine(t, backup, "orphan") // blobs that are younger than the database
+	examine(t, backup, "blob-orphan") // blobs that are younger than the database
 }
 
 // backUp copies a database in use, with what sqlite3's .backup is made of.
@@ -231,7 +231,7 @@ func TestLogCut(t *testing.T) {
 				t.Errorf("recorded: %v, and sent %d times: %s", f.recorded[id], sent[body], id)
 			}
 		}
-		examine(t, damaged, "orphan") // blobs whose rows were cut off
+		examine(t, damaged, "blob-orphan") // blobs whose rows were cut off
 		t.Logf("%d of %d bytes cut off: %d answers left of %d", cut, size, len(f.recorded), len(whole.recorded))
 		if t.Failed() {
 			t.FailNow()

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"offpeak/internal/journal"
@@ -134,4 +135,31 @@ func mustRead(t *testing.T, r io.Reader) []byte {
 		t.Fatal(err)
 	}
 	return text
+}
+
+// examine has a folder examined by offpeak doctor, in the state that it is in. Of the kinds that are
+// named there may be findings.
+func examine(t *testing.T, dir string, but ...string) {
+	t.Helper()
+	var out, errs bytes.Buffer
+	c := exec.Command(binary, "doctor", "--json", "--data", dir)
+	c.Stdout, c.Stderr = &out, &errs
+	err := c.Run()
+	if code := c.ProcessState.ExitCode(); code != 0 && code != 2 {
+		t.Errorf("offpeak doctor: %v\n%s", err, errs.String())
+	}
+	summary := false
+	for line := range bytes.Lines(out.Bytes()) {
+		var l struct{ Event, Kind string }
+		if err := json.Unmarshal(line, &l); err != nil {
+			t.Fatalf("offpeak doctor: %q: %v", line, err)
+		}
+		summary = summary || l.Event == "summary"
+		if l.Event == "finding" && !slices.Contains(but, l.Kind) {
+			t.Errorf("offpeak doctor: %s", line)
+		}
+	}
+	if !summary {
+		t.Errorf("offpeak doctor examined nothing:\n%s", errs.String())
+	}
 }

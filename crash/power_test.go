@@ -312,7 +312,7 @@ func TestPowerFailure(t *testing.T) {
 	scan.Buffer(nil, 1<<30)
 	for scan.Scan() {
 		spoke := m.follow(t, scan.Text())
-		if !(spoke && r.IntN(3) == 0) && r.Float64() > often {
+		if !(spoke && r.IntN(4) == 0) && r.Float64() > often {
 			continue
 		}
 		cuts++
@@ -320,7 +320,7 @@ func TestPowerFailure(t *testing.T) {
 		cut := filepath.Join(root, fmt.Sprint("cut", cuts))
 		m.cutPower(t, r, chances, cut)
 		m.check(t, cut)
-		if !t.Failed() && r.IntN(6) == 0 {
+		if !t.Failed() && r.IntN(8) == 0 {
 			runs++
 			u.next(t)
 			s := serve(t, cut, u.url()).mustBeReady()
@@ -380,5 +380,5 @@ func (m *model) check(t *testing.T, dir string) {
 			t.Errorf("blob %s of %s bytes is named, and there is %v, %v", key, size, st, err)
 		}
 	}
-	examine(t, dir, "orphan")
+	examine(t, dir, "blob-orphan")
 }

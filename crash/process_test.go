@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -28,6 +29,7 @@ const patience = 60 * time.Second
 var binary string
 
 func TestMain(m *testing.M) {
+	flag.Set("test.parallel", "5") // tests wait for other processes more than they compute
 	dir, err := os.MkdirTemp("", "offpeak-crash-")
 	if err != nil {
 		panic(err)
