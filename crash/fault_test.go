@@ -62,7 +62,7 @@ func needStrace(t *testing.T) {
 func serveTraced(t *testing.T, dir, upstream string, options ...string) *server {
 	t.Helper()
 	args := append([]string{"-D", "-f", "--seccomp-bpf", "-qq"}, options...)
-	args = append(append(args, binary), serveArgs(dir, upstream)...)
+	args = append(append(args, offpeak), serveArgs(dir, upstream)...)
 	return &server{process: startCommand(t, exec.Command("strace", args...))}
 }
 

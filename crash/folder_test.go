@@ -142,7 +142,7 @@ func mustRead(t *testing.T, r io.Reader) []byte {
 func examine(t *testing.T, dir string, but ...string) {
 	t.Helper()
 	var out, errs bytes.Buffer
-	c := exec.Command(binary, "doctor", "--json", "--data", dir)
+	c := exec.Command(offpeak, "doctor", "--json", "--data", dir)
 	c.Stdout, c.Stderr = &out, &errs
 	err := c.Run()
 	if code := c.ProcessState.ExitCode(); code != 0 && code != 2 {

@@ -25,8 +25,8 @@ import (
 // patience is how long anything may take that a test waits for, on a slow machine.
 const patience = 60 * time.Second
 
-// binary is the path of the real binary, which TestMain builds.
-var binary string
+// offpeak is the path of the real binary, which TestMain builds.
+var offpeak string
 
 func TestMain(m *testing.M) {
 	flag.Set("test.parallel", "5") // tests wait for other processes more than they compute
@@ -34,8 +34,8 @@ func TestMain(m *testing.M) {
 	if err != nil {
 		panic(err)
 	}
-	binary = filepath.Join(dir, "offpeak")
-	if out, err := exec.Command("go", "build", "-o", binary, "../cmd/offpeak").CombinedOutput(); err != nil {
+	offpeak = filepath.Join(dir, "offpeak")
+	if out, err := exec.Command("go", "build", "-o", offpeak, "../cmd/offpeak").CombinedOutput(); err != nil {
 		fmt.Fprintf(os.Stderr, "go build: %v\n%s", err, out)
 		os.Exit(1)
 	}
@@ -94,7 +94,7 @@ type process struct {
 // start starts the binary with its output in p.log. It is killed when the test ends.
 func start(t *testing.T, args ...string) *process {
 	t.Helper()
-	return startCommand(t, exec.Command(binary, args...))
+	return startCommand(t, exec.Command(offpeak, args...))
 }
 
 func startCommand(t *testing.T, cmd *exec.Cmd) *process {
