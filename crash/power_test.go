@@ -35,6 +35,7 @@ type model struct {
 	kept    map[string]*inode // names that a failure of power leaves
 	pending map[string]entry  // calls that have begun, by thread
 	said    []said            // what others have been told
+	syncs   int
 }
 
 type inode struct {
@@ -182,6 +183,7 @@ func (m *model) end(t *testing.T, e entry, result string) {
 			i.cut(size)
 		}
 	case "fsync", "fdatasync":
+		m.syncs++
 		if i := m.names[fd[2]]; i != nil && !i.folder {
 			i.kept, i.pending = e.bytes, i.pending[e.written:]
 		} else if e.names != nil {
@@ -304,7 +306,7 @@ func TestPowerFailure(t *testing.T) {
 	dir, trace := filepath.Join(root, "data"), filepath.Join(root, "trace")
 	u.next(t)
 	s := serveTraced(t, dir, u.url(), "-y", "-x", "-s", "10000000", "-o", trace, "-e", "trace="+powerCalls).mustBeReady()
-	for _, n := range []int{40, 150} {
+	for _, n := range []int{3, 40, 5, 120, 2, 10} {
 		id := w.submit(t, s.api, n)
 		poll(t, "the end", func() bool { // and every look is a promise
 			b, err := s.api.Batch(t.Context(), id)
@@ -326,14 +328,15 @@ func TestPowerFailure(t *testing.T) {
 	lines := bytes.Count(text, []byte("\n"))
 	m := newModel(dir)
 	m.names[dir], m.names[root] = &inode{folder: true}, &inode{folder: true}
-	// One cut in so many lines, so that there are about as many as are wanted; and one in some of
-	// those in which something is said, which is when most is at stake.
-	often, cuts, runs := float64(rounds(t, 20))/float64(lines), 0, 0
+	// After a sync, as there is more than before; when something is said, as there has to be more; and
+	// at any other call, which matters only to what is not synced.
+	often, cuts, runs := float64(rounds(t, 30))/100, 0, 0
 	scan := bufio.NewScanner(bytes.NewReader(text))
 	scan.Buffer(nil, 1<<30)
 	for scan.Scan() {
+		syncs := m.syncs
 		spoke := m.follow(t, scan.Text())
-		if !(spoke && r.IntN(4) == 0) && r.Float64() > often {
+		if often := map[bool]float64{true: often, false: often / 20}[spoke || m.syncs > syncs]; r.Float64() >= often {
 			continue
 		}
 		cuts++
