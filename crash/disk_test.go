@@ -3,6 +3,7 @@ package crash
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -87,14 +88,17 @@ func refusedWell(t *testing.T, w *work, s *server, n int) {
 func TestDiskFull(t *testing.T) {
 	slow(t)
 	t.Parallel()
-	d, u, w := newDisk(t, "24m"), newUpstream(t, killSim), newWork()
+	n := rounds(t, 4)
+	d, u, w := newDisk(t, fmt.Sprintf("%dm", 24+n)), newUpstream(t, killSim), newWork()
 	dir := filepath.Join(d.path, "data")
 	u.next(t)
 	s := serve(t, dir, u.url()).mustBeReady()
 
 	// While uploading: an upload that does not fit, whatever else goes on.
-	refusedWell(t, w, s, 150_000)
-	poll(t, "the room that it took", func() bool { return d.room() > 20<<20 })
+	d.fill(6 << 20)
+	refusedWell(t, w, s, 50_000)
+	poll(t, "the room that it took", func() bool { return d.room() > 4<<20 })
+	d.free()
 
 	// While validating: no segment can be planned.
 	file, err := w.upload(t.Context(), s.api, w.input(1000))
@@ -133,7 +137,7 @@ func TestDiskFull(t *testing.T) {
 
 	// At any moment.
 	r := chance(t)
-	for range rounds(t, 4) {
+	for range n {
 		before := len(u.of(u.life))
 		w.submit(t, s.api, 300)
 		u.await(t, "calls", func() bool { return len(u.calls) >= before+r.IntN(300) })
