@@ -12,7 +12,7 @@
 // never change once they are there; so a server may work on the folder meanwhile, and nothing is
 // locked, written or removed.
 //
-// Its memory grows with the requests of the largest batch, by 36 bytes for each, with the segments
+// Its memory grows with the requests of the largest batch, by 33 bytes for each, with the segments
 // that a running batch has, and with the longest line. What it cannot tell: whether a
 // file that is gone was deleted by its owner, whether bytes that have the right size and form are
 // those that were written, and whether time passed as the clock said.
@@ -165,10 +165,12 @@ type examination struct {
 	suspects map[string]suspect // blobs that are named, and missing or of another size, by key
 	orphans  []blob.Info        // blobs that nobody seems to know of
 
-	parser batch.Parser
-	answer batch.AnswerParser
-	line   lineParser
-	unpack *journal.Unpacker
+	requests requests // of the batch that is examined
+	ids      requests // of its results, if its input is gone
+	parser   batch.Parser
+	answer   batch.AnswerParser
+	line     lineParser
+	unpack   *journal.Unpacker
 }
 
 func (x *examination) all(ctx context.Context) error {

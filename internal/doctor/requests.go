@@ -7,10 +7,11 @@ import (
 
 // A request is what is kept in memory of a line of an input.
 type request struct {
-	id      [16]byte // hash of its custom_id
-	line    int64    // of the input, from 1
-	model   int32    // index into requests.models
-	segment int32    // index into patient.segments; -1: none
+	id   [16]byte // hash of its custom_id
+	line uint32   // of the input, from 1
+	// lane is what it shares with the requests that its result comes in order with: of a running
+	// batch an index into patient.segments, or -1; else one into requests.models.
+	lane int32
 }
 
 // requests are those of one batch, in the order of lines, to be found by their custom_id.
@@ -24,10 +25,15 @@ type requests struct {
 	modelsBy map[string]int32
 }
 
-// newRequests makes room for about n requests, as far as that can be believed.
-func newRequests(n int64) *requests {
+// reset forgets everything and makes room for about n requests, as far as that can be believed. The
+// memory is used again.
+func (t *requests) reset(n int64) *requests {
 	n = min(max(n, 16), 2_000_000)
-	t := &requests{list: make([]request, 0, n), modelsBy: map[string]int32{}}
+	if t.list = t.list[:0]; int64(cap(t.list)) < n {
+		t.list, t.index = nil, nil // in this order, so that there are never two
+		t.list = make([]request, 0, n)
+	}
+	t.seen, t.bodies, t.models, t.modelsBy = t.seen[:0], nil, nil, map[string]int32{}
 	t.rehash()
 	return t
 }
@@ -71,7 +77,11 @@ func (t *requests) rehash() {
 	for size < 2*(max(cap(t.list), len(t.list)+1)) {
 		size *= 2
 	}
-	t.index = make([]uint32, size)
+	if len(t.index) == size {
+		clear(t.index)
+	} else {
+		t.index = make([]uint32, size)
+	}
 	for i := range t.list {
 		if at := t.place(t.list[i].id); t.index[at] == 0 {
 			t.index[at] = uint32(i + 1)

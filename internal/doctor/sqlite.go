@@ -72,12 +72,14 @@ func locked(path string) bool {
 	if syscall.Stat(path, &st) != nil {
 		return false
 	}
-	locks, _ := os.ReadFile("/proc/locks")
-	for line := range strings.Lines(string(locks)) {
-		// 1: FLOCK  ADVISORY  WRITE 4711 fd:01:1234567 0 EOF
-		f := strings.Fields(line)
-		if len(f) > 5 && f[1] == "FLOCK" && f[3] == "WRITE" && strings.HasSuffix(f[5], fmt.Sprintf(":%d", st.Ino)) {
-			return true
+	for range 5 { // while locks come and go, the list may lack one that stays
+		locks, _ := os.ReadFile("/proc/locks")
+		for line := range strings.Lines(string(locks)) {
+			// 1: FLOCK  ADVISORY  WRITE 4711 fd:01:1234567 0 EOF
+			f := strings.Fields(line)
+			if len(f) > 5 && f[1] == "FLOCK" && f[3] == "WRITE" && strings.HasSuffix(f[5], fmt.Sprintf(":%d", st.Ino)) {
+				return true
+			}
 		}
 	}
 	return false

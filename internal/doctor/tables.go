@@ -75,7 +75,7 @@ func (x *examination) examineLeftFile(ctx context.Context, id string, ok bool) e
 	if err != nil || f == nil || !x.whole(f.Parts) {
 		return err
 	}
-	t := newRequests(f.Bytes / 200)
+	t := x.requests.reset(f.Bytes / 200)
 	for _, part := range f.Parts {
 		err := x.eachLine(ctx, part, "file "+id, subject{File: id}, func(line []byte) error {
 			x.report.Examined.Results++
