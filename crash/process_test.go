@@ -35,7 +35,12 @@ func TestMain(m *testing.M) {
 		panic(err)
 	}
 	offpeak = filepath.Join(dir, "offpeak")
-	if out, err := exec.Command("go", "build", "-o", offpeak, "../cmd/offpeak").CombinedOutput(); err != nil {
+	build := []string{"build", "-o", offpeak}
+	if os.Getenv("OFFPEAK_CRASH_RACE") != "" {
+		build = append(build, "-race") // a race ends the process with a code that nobody expects
+		os.Setenv("GORACE", "halt_on_error=1 atexit_sleep_ms=0")
+	}
+	if out, err := exec.Command("go", append(build, "../cmd/offpeak")...).CombinedOutput(); err != nil {
 		fmt.Fprintf(os.Stderr, "go build: %v\n%s", err, out)
 		os.Exit(1)
 	}

@@ -64,7 +64,7 @@ func TestStoppedAcrossDeadline(t *testing.T) {
 	defer release()
 	u.next(t)
 	s := serve(t, dir, u.url()).mustBeReady()
-	id, deadline := w.submitUntil(t, s, dir, 100, 1500*time.Millisecond)
+	id, deadline := w.submitUntil(t, s, dir, 100, 3*time.Second)
 	u.await(t, "calls in flight", func() bool { return inFlight(u) == maxInFlight })
 	s.signal(syscall.SIGSTOP)
 	release()
