@@ -3,6 +3,7 @@ package crash
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"path/filepath"
@@ -215,6 +216,34 @@ func TestBalancer(t *testing.T) {
 			t.Errorf("%s was sent %d times", id, calls)
 		}
 	}
+	s.stop()
+	examine(t, dir)
+}
+
+// TestStopEarly asks servers to stop while they start. They stop well, unless they have not yet come
+// to hear anything.
+func TestStopEarly(t *testing.T) {
+	slow(t)
+	t.Parallel()
+	r, u, root := chance(t), newUpstream(t, killSim), t.TempDir()
+	dir := filepath.Join(root, "data")
+	codes := map[int]int{}
+	for i := range rounds(t, 10) {
+		if i%2 == 0 { // one that has everything to make
+			dir = filepath.Join(root, fmt.Sprint(i))
+		}
+		s := serve(t, dir, u.url())
+		time.Sleep(time.Duration(r.Int64N(int64(30 * time.Millisecond)))) // what is tried
+		s.signal(syscall.SIGTERM)
+		<-s.ended
+		code := s.cmd.ProcessState.ExitCode()
+		if codes[code]++; code > 0 {
+			t.Errorf("exit code %d:\n%s", code, s.text())
+		}
+		s.well = true
+	}
+	t.Logf("exit codes: %v", codes)
+	s := serve(t, dir, u.url()).mustBeReady()
 	s.stop()
 	examine(t, dir)
 }

@@ -45,7 +45,12 @@ func (serveCmd) Help() string {
 }
 
 // Run serves until ctx ends.
-func (cmd *serveCmd) Run(ctx context.Context, s *streams, c *configFile) error {
+func (cmd *serveCmd) Run(ctx context.Context, s *streams, c *configFile) (err error) {
+	defer func() {
+		if ctx.Err() != nil && (errors.Is(err, context.Canceled) || errors.Is(err, errInterrupted)) {
+			err = nil // it was asked to stop before it had begun, and did
+		}
+	}()
 	log := newLogger(s, cmd.LogLevel, cmd.LogFormat)
 	profile, err := batch.ParseProfile(cmd.Compat)
 	if err != nil {
