@@ -92,8 +92,20 @@ func (y *tally) started(u *upstream, p *process, ready time.Time) {
 	}
 }
 
-func (y *tally) report(t *testing.T) {
+// report prints what kills have cost, and looks whether nothing else was sent twice.
+func (y *tally) report(t *testing.T, w *work, u *upstream) {
 	t.Helper()
+	most, again := 0, 0
+	for _, n := range y.repeated {
+		most += n
+	}
+	for _, body := range w.bodies {
+		calls, _ := u.times(body)
+		again += max(0, calls-1)
+	}
+	if again > most {
+		t.Errorf("%d calls were repeated, %d had to be", again, most)
+	}
 	t.Logf("%d kills; repeated calls per kill: median %d, max %d; of them in flight: median %d, max %d; oldest answer lost: median %s, max %s",
 		len(y.repeated), middle(y.repeated), top(y.repeated), middle(y.inFlight), top(y.inFlight), middle(y.age), top(y.age))
 	if len(y.ready) > 0 {
@@ -204,7 +216,7 @@ func TestKillServe(t *testing.T) {
 	y.repeated, y.inFlight, y.age = y.repeated[:len(y.repeated)-1], y.inFlight[:len(y.inFlight)-1], y.age[:len(y.age)-1]
 	w.checkBodies(t, u)
 	examine(t, dir)
-	y.report(t)
+	y.report(t, w, u)
 }
 
 // TestKillRun kills the command that runs one file at random moments. The same command goes on.
@@ -277,5 +289,5 @@ func TestKillRun(t *testing.T) {
 		left = 0
 	}
 	w.checkBodies(t, u)
-	y.report(t)
+	y.report(t, w, u)
 }

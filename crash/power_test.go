@@ -330,7 +330,7 @@ func TestPowerFailure(t *testing.T) {
 	m.names[dir], m.names[root] = &inode{folder: true}, &inode{folder: true}
 	// After a sync, as there is more than before; when something is said, as there has to be more; and
 	// at any other call, which matters only to what is not synced.
-	often, cuts, runs := float64(rounds(t, 30))/100, 0, 0
+	often, cuts, runs := float64(rounds(t, 20))/100, 0, 0
 	scan := bufio.NewScanner(bytes.NewReader(text))
 	scan.Buffer(nil, 1<<30)
 	for scan.Scan() {

@@ -29,6 +29,8 @@ type upstream struct {
 	calls   []*call
 	byBody  map[string][]*call
 	held    chan struct{} // answers wait until it is closed; nil: they don't
+
+	release func() // of a test that holds answers for another function to release
 }
 
 // A call is what came of one call.
