@@ -2,6 +2,7 @@ package crash
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -63,24 +64,41 @@ func serveClocked(t *testing.T, c *clock, dir, upstream string) *server {
 	defer runtime.UnlockOSThread()
 	cmd := exec.Command(offpeak, serveArgs(dir, upstream)...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Ptrace: true}
-	s := &server{process: startCommand(t, cmd)}
-	pid := cmd.Process.Pid
-	must := func(what string, err error) {
-		t.Helper()
-		switch {
-		case err == nil:
-		case os.Getenv("CI") == "true":
-			t.Fatalf("a process cannot be given a clock here: %s: %v", what, err)
-		default:
-			t.Skipf("a process cannot be given a clock here: %s: %v", what, err)
+	var listener int
+	var failed error
+	// Before anybody else waits for the process, who would be told of its stops in our stead.
+	s := &server{process: startCommand(t, cmd, func() {
+		late := time.AfterFunc(patience, func() { cmd.Process.Kill() })
+		defer late.Stop()
+		if listener, failed = withoutClock(cmd.Process.Pid); failed != nil {
+			cmd.Process.Kill()
 		}
+	})}
+	switch {
+	case failed == nil:
+		go c.answer(listener)
+	case os.Getenv("CI") == "true":
+		t.Fatalf("a process cannot be given a clock here: %v", failed)
+	default:
+		t.Skipf("a process cannot be given a clock here: %v", failed)
 	}
+	return s
+}
+
+// withoutClock takes the clock from a process that is held at its first instruction, lets it go, and
+// returns where it asks for the time.
+func withoutClock(pid int) (listener int, err error) {
 	var status syscall.WaitStatus
-	_, err := syscall.Wait4(pid, &status, syscall.WALL, nil)
-	must("wait", err)
+	if _, err := syscall.Wait4(pid, &status, syscall.WALL, nil); err != nil {
+		return 0, fmt.Errorf("wait: %w", err)
+	}
 	var regs syscall.PtraceRegs
-	must("registers", syscall.PtraceGetRegs(pid, &regs))
-	must("auxiliary vector", hideVDSO(pid, uintptr(regs.Rsp)))
+	if err := syscall.PtraceGetRegs(pid, &regs); err != nil {
+		return 0, fmt.Errorf("registers: %w", err)
+	}
+	if err := hideVDSO(pid, uintptr(regs.Rsp)); err != nil {
+		return 0, fmt.Errorf("auxiliary vector: %w", err)
+	}
 
 	// The filter, and what points to it, below the stack.
 	filter := []unix.SockFilter{
@@ -99,44 +117,51 @@ func serveClocked(t *testing.T, c *clock, dir, upstream string) *server {
 		program = append(program, f.Jt, f.Jf)
 		program = little.AppendUint32(program, f.K)
 	}
-	_, err = syscall.PtracePokeData(pid, at, program)
-	must("poke", err)
-
-	// Two calls that the process makes in our name, with an instruction that we lend it.
-	old := make([]byte, 2)
-	_, err = syscall.PtracePeekText(pid, uintptr(regs.Rip), old)
-	must("peek", err)
-	_, err = syscall.PtracePokeText(pid, uintptr(regs.Rip), []byte{0x0f, 0x05})
-	must("poke", err)
-	ask := func(nr, a, b, c uint64) int64 {
+	// The calls that the process makes in our name need an instruction, which we lend it.
+	rip, old := uintptr(regs.Rip), make([]byte, 2)
+	_, errPoke := syscall.PtracePokeData(pid, at, program)
+	_, errPeek := syscall.PtracePeekText(pid, rip, old)
+	_, errLend := syscall.PtracePokeText(pid, rip, []byte{0x0f, 0x05})
+	if err := errors.Join(errPoke, errPeek, errLend); err != nil {
+		return 0, fmt.Errorf("memory: %w", err)
+	}
+	ask := func(nr, a, b, c uint64) (int, error) {
 		r := regs
-		r.Rax, r.Orig_rax, r.Rdi, r.Rsi, r.Rdx = nr, ^uint64(0), a, b, c
-		r.R10, r.R8 = 0, 0
-		must("registers", syscall.PtraceSetRegs(pid, &r))
-		must("step", syscall.PtraceSingleStep(pid))
-		_, err := syscall.Wait4(pid, &status, syscall.WALL, nil)
-		must("wait", err)
-		must("registers", syscall.PtraceGetRegs(pid, &r))
-		return int64(r.Rax)
+		r.Rax, r.Orig_rax, r.Rdi, r.Rsi, r.Rdx, r.R10, r.R8 = nr, ^uint64(0), a, b, c, 0, 0
+		if err := errors.Join(syscall.PtraceSetRegs(pid, &r), syscall.PtraceSingleStep(pid)); err != nil {
+			return 0, err
+		}
+		if _, err := syscall.Wait4(pid, &status, syscall.WALL, nil); err != nil {
+			return 0, err
+		}
+		if err := syscall.PtraceGetRegs(pid, &r); err != nil {
+			return 0, err
+		}
+		if got := int64(r.Rax); got < 0 {
+			return 0, syscall.Errno(-got)
+		}
+		return int(r.Rax), nil
 	}
-	if got := ask(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0); got != 0 {
-		must("prctl", syscall.Errno(-got))
+	if _, err := ask(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0); err != nil {
+		return 0, fmt.Errorf("prctl: %w", err)
 	}
-	listener := ask(unix.SYS_SECCOMP, seccompSetModeFilter, seccompNewListener, uint64(at))
-	if listener < 0 {
-		must("seccomp", syscall.Errno(-listener))
+	theirs, err := ask(unix.SYS_SECCOMP, seccompSetModeFilter, seccompNewListener, uint64(at))
+	if err != nil {
+		return 0, fmt.Errorf("seccomp: %w", err)
 	}
-	_, err = syscall.PtracePokeText(pid, uintptr(regs.Rip), old)
-	must("poke", err)
-	must("registers", syscall.PtraceSetRegs(pid, &regs))
+	_, err = syscall.PtracePokeText(pid, rip, old)
+	if err := errors.Join(err, syscall.PtraceSetRegs(pid, &regs)); err != nil {
+		return 0, fmt.Errorf("registers: %w", err)
+	}
 	pidfd, err := unix.PidfdOpen(pid, 0)
-	must("pidfd", err)
+	if err != nil {
+		return 0, fmt.Errorf("pidfd: %w", err)
+	}
 	defer unix.Close(pidfd)
-	fd, err := unix.PidfdGetfd(pidfd, int(listener), 0)
-	must("listener", err)
-	go c.answer(fd)
-	must("detach", syscall.PtraceDetach(pid))
-	return s
+	if listener, err = unix.PidfdGetfd(pidfd, theirs, 0); err != nil {
+		return 0, fmt.Errorf("listener: %w", err)
+	}
+	return listener, syscall.PtraceDetach(pid)
 }
 
 var little = binary.LittleEndian

@@ -102,7 +102,9 @@ func start(t *testing.T, args ...string) *process {
 	return startCommand(t, exec.Command(offpeak, args...))
 }
 
-func startCommand(t *testing.T, cmd *exec.Cmd) *process {
+// startCommand is start for any command. Once it has started, the held functions are called before
+// anybody waits for it.
+func startCommand(t *testing.T, cmd *exec.Cmd, held ...func()) *process {
 	t.Helper()
 	p := &process{t: t, cmd: cmd, ended: make(chan struct{}), changed: make(chan struct{})}
 	r, w, err := os.Pipe()
@@ -115,6 +117,9 @@ func startCommand(t *testing.T, cmd *exec.Cmd) *process {
 	w.Close()
 	if err != nil {
 		t.Fatal(err)
+	}
+	for _, f := range held {
+		f()
 	}
 	read := make(chan struct{})
 	go func() {
