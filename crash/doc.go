@@ -11,5 +11,9 @@
 //	make crash ROUNDS=100            more of them, and numbers
 //
 // What is left to chance is drawn from a seed that is printed; OFFPEAK_TEST_SEED=N draws the same
-// again. The moment of a kill is among that, yet no two runs interleave alike.
+// again. The moment of a kill is among that, yet no two runs interleave alike. A fault of the disk is
+// named when it breaks something, and OFFPEAK_CRASH_FAULT=fsync:error=EIO:when=14+ has it again.
+//
+// Some tests need root (a disk of their own), strace, or leave to trace a process. Without that they
+// are skipped, and fail where CI=true.
 package crash
