@@ -114,7 +114,7 @@ func (cmd *serveCmd) Run(ctx context.Context, s *streams, c *configFile) error {
 	serverDone := make(chan error, 1)
 	go func() { serverDone <- server.Serve(api.Listen(server, listener)) }()
 	for _, u := range n.pool.All() {
-		log.Info("upstream", "upstream", u.Name(), "max_in_flight", u.MaxInFlight())
+		log.Info("upstream", "upstream", u.Name(), "max_in_flight", inFlight(u.MaxInFlight()).String())
 	}
 	go logModels(engineCtx, n.pool, log)
 	log.Info("serving", "base_url", baseURL(listener.Addr()), "data", cmd.Data)
