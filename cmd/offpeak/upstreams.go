@@ -2,15 +2,22 @@ package main
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
+	"io"
+	"log/slog"
 	"maps"
 	"reflect"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
+	"github.com/dustin/go-humanize"
+
+	"offpeak/internal/openai"
 	"offpeak/internal/upstream"
 )
 
@@ -225,4 +232,188 @@ func (u *upstreamSetting) authorizes() bool {
 		}
 	}
 	return false
+}
+
+// upstreamsCmd is `offpeak upstreams`: the inference servers behind a server.
+type upstreamsCmd struct {
+	List  upstreamsList  `cmd:"" default:"withargs" help:"Show how the upstreams of a server stand (the default)."`
+	Check upstreamsCheck `cmd:"" help:"Ask the upstreams of a config file what they serve. No server is needed, and no request is sent."`
+}
+
+// upstreamsList is `offpeak upstreams list`.
+type upstreamsList struct {
+	apiFlags
+	JSON bool `name:"json" help:"Print JSON, one upstream per line."`
+}
+
+// Run prints a table of upstreams.
+func (cmd *upstreamsList) Run(ctx context.Context, s *streams) error {
+	c, err := cmd.client()
+	if err != nil {
+		return err
+	}
+	ups, err := c.Upstreams(ctx)
+	if err != nil {
+		return err
+	}
+	return printUpstreams(s.Out, ups, cmd.JSON)
+}
+
+// upstreamsCheck is `offpeak upstreams check`.
+type upstreamsCheck struct {
+	engineFlags
+	JSON bool `name:"json" help:"Print JSON, one upstream per line."`
+}
+
+// Help implements kong.HelpProvider.
+func (upstreamsCheck) Help() string {
+	return "Exit codes: 0 every upstream has answered; 1 one of them has not, or the settings are wrong."
+}
+
+// Run asks every upstream, and prints a table.
+func (cmd *upstreamsCheck) Run(ctx context.Context, s *streams, c *configFile) error {
+	n := &node{}
+	defer n.close()
+	ups, err := n.upstreams(ctx, &cmd.engineFlags, c, s.Getenv, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return err
+	}
+	n.pool = upstream.NewPool(ups...)
+	var asking sync.WaitGroup
+	unlisted, errs := make([][]string, len(ups)), make([]error, len(ups))
+	for i, u := range ups {
+		asking.Go(func() { unlisted[i], errs[i] = u.Look(ctx) })
+	}
+	asking.Wait()
+	found := make([]openai.Upstream, len(ups))
+	var silent []string
+	for i, u := range ups {
+		st := u.State()
+		found[i] = openai.Upstream{
+			Object: "offpeak.upstream", Name: st.Name, URL: st.URL,
+			Models: st.Models, ModelsKnown: !st.ModelsUnread, AnyModel: st.AnyModel, Aliases: st.Aliases,
+			Healthy: errs[i] == nil, Limit: st.Max, MaxInFlight: notZero(st.Max),
+			RequestsPerMinute: notZero(st.RequestsPerMinute), TokensPerMinute: notZero(st.TokensPerMinute),
+			Shared: st.Shared, Weight: st.Weight,
+		}
+		if st.Observed {
+			found[i].Running, found[i].Waiting = &st.Running, &st.Waiting
+		}
+		if errs[i] != nil {
+			silent = append(silent, st.Name)
+			found[i].Reason = notEmpty(errs[i].Error())
+		} else if len(unlisted[i]) > 0 {
+			found[i].Reason = notEmpty("it does not list " + strings.Join(unlisted[i], ", "))
+		}
+	}
+	if err := printUpstreams(s.Out, found, cmd.JSON); err != nil {
+		return err
+	}
+	if len(silent) > 0 {
+		return fmt.Errorf("no answer of use from %s", strings.Join(silent, ", "))
+	}
+	return nil
+}
+
+func notEmpty(s string) *string {
+	if s == "" {
+		return nil
+	}
+	return &s
+}
+
+func notZero(n int) *int {
+	if n == 0 {
+		return nil
+	}
+	return &n
+}
+
+// printUpstreams prints upstreams as JSON lines, or as a table with a line below it for each that
+// has something to say.
+func printUpstreams(w io.Writer, ups []openai.Upstream, json bool) error {
+	all := func(yield func(openai.Upstream, error) bool) {
+		for _, u := range ups {
+			if !yield(u, nil) {
+				return
+			}
+		}
+	}
+	err := printList(w, all, 0, json, "NAME\tSTATUS\tIN FLIGHT\tLIMIT\tRUNNING\tWAITING\tPER MINUTE\tMODELS", func(u openai.Upstream) string {
+		limit := strconv.Itoa(u.Limit)
+		switch {
+		case u.MaxInFlight == nil && u.Limit == 0:
+			limit = "auto"
+		case u.MaxInFlight == nil:
+			limit += " (auto)"
+		}
+		return fmt.Sprintf("%s\t%s\t%d\t%s\t%s\t%s\t%s\t%s", u.Name, upstreamStatus(u), u.InFlight, limit,
+			orNone(u.Running), orNone(u.Waiting), perMinute(u), upstreamModels(u))
+	})
+	if err != nil || json {
+		return err
+	}
+	for _, u := range ups {
+		if u.Reason != nil {
+			if _, err := fmt.Fprintf(w, "%s: %s\n", u.Name, *u.Reason); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// upstreamStatus says in a word or two how an upstream is.
+func upstreamStatus(u openai.Upstream) string {
+	until := unixTime(deref(u.ThrottledUntil))
+	switch {
+	case !u.Healthy && u.UnhealthySince != nil:
+		return "down since " + unixTime(*u.UnhealthySince).Format("15:04:05")
+	case !u.Healthy:
+		return "down"
+	case until.After(time.Now()):
+		return "throttled until " + until.Format("15:04:05")
+	case u.Limit > 0 && u.InFlight >= u.Limit:
+		return "full"
+	}
+	return "ok"
+}
+
+// upstreamModels says what an upstream serves, aliases with what they stand for.
+func upstreamModels(u openai.Upstream) string {
+	const most = 5
+	models := slices.Clone(u.Models[:min(len(u.Models), most)])
+	for i, m := range models {
+		if own, ok := u.Aliases[m]; ok {
+			models[i] = m + "→" + own
+		}
+	}
+	switch {
+	case len(u.Models) > most:
+		models = append(models, fmt.Sprintf("and %d more", len(u.Models)-most))
+	case u.AnyModel:
+		models = append(models, "(any)")
+	case !u.ModelsKnown:
+		models = append(models, "(not known yet)")
+	}
+	return orDash(strings.Join(models, " "))
+}
+
+// perMinute says what an upstream may be asked for in a minute.
+func perMinute(u openai.Upstream) string {
+	var limits []string
+	if n := u.RequestsPerMinute; n != nil {
+		limits = append(limits, humanize.Comma(int64(*n))+" requests")
+	}
+	if n := u.TokensPerMinute; n != nil {
+		limits = append(limits, humanize.Comma(int64(*n))+" tokens")
+	}
+	return orDash(strings.Join(limits, ", "))
+}
+
+func orNone(n *int) string {
+	if n == nil {
+		return "-"
+	}
+	return strconv.Itoa(*n)
 }
