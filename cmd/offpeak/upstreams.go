@@ -121,8 +121,11 @@ func (u *upstreamSetting) check() error {
 	if u.URL == simulated {
 		return nil
 	}
-	_, err := upstream.New(u.config()) // its errors name the setting
-	return err
+	if _, err := upstream.New(u.config()); err != nil {
+		text := strings.TrimPrefix(err.Error(), "upstream") // which is said already
+		return errors.New(strings.TrimLeft(text, ": "))
+	}
+	return nil
 }
 
 // config returns u as the upstream package has it, without what the environment says.
