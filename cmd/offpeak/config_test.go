@@ -22,7 +22,7 @@ upstreams:
     aliases: {fast: a, "meta/llama": meta-llama/Llama-3.1-8B}
     weight: 2
     max_in_flight: 128
-    requests_per_minute: 600
+    requests_per_minute: 600_000
     tokens_per_minute: 90000
     shared: true
     timeouts: {connect: 5s, first_byte: 10m, between_bytes: 90s, total: 2h}
@@ -47,7 +47,7 @@ upstreams:
 		{
 			Name: "gpu", URL: "https://gpu-1:8443/v1", Key: "k1", Headers: map[string]string{"X-Team": "batch", "X-Secret": "k2"},
 			Models: []string{"a", "meta-llama/Llama-3.1-8B"}, Aliases: map[string]string{"fast": "a", "meta/llama": "meta-llama/Llama-3.1-8B"},
-			Weight: 2, MaxInFlight: 128, Limits: upstream.Limits{RequestsPerMinute: 600, TokensPerMinute: 90000}, Shared: true,
+			Weight: 2, MaxInFlight: 128, Limits: upstream.Limits{RequestsPerMinute: 600_000, TokensPerMinute: 90000}, Shared: true,
 			Connect: 5 * time.Second, FirstByte: 10 * time.Minute, BetweenBytes: 90 * time.Second, Timeout: 2 * time.Hour,
 			TLS:       upstream.TLS{ServerName: "gpu.internal", InsecureSkipVerify: true},
 			MaxAnswer: 1 << 20, MetricsURL: "http://gpu-1:9000/metrics",
