@@ -108,8 +108,8 @@ func (e *Engine) claim(ctx context.Context) error {
 	skip(func(w batch.Work) bool { return !e.shunned[w.BatchID].IsZero() })
 	e.noteUnserved(work)
 	for len(work) > 0 && ctx.Err() == nil {
-		running, room, sealRoom := e.load()
-		i := sched.Pick(work, running, room)
+		look, sealRoom := e.load()
+		i := sched.Pick(work, look)
 		if i < 0 {
 			return nil
 		}
@@ -162,22 +162,26 @@ func (e *Engine) noteUnserved(work []batch.Work) {
 	}
 }
 
-// load returns what this node has running, which lanes can take more, and whether there is room
-// for segments that are only to be sealed.
-func (e *Engine) load() (running map[sched.Share]int, room func(batch.Lane) bool, sealRoom bool) {
+// load returns how matters stand here for work that could be claimed, and whether there is room for
+// segments that are only to be sealed.
+func (e *Engine) load() (look func(batch.Work) sched.Standing, sealRoom bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	running = map[sched.Share]int{}
+	type share struct {
+		project string
+		lane    batch.Lane
+	}
+	running := map[share]int{}
 	ending := 0
 	for _, h := range e.holds {
-		running[sched.Share{Project: h.lease.Project, Lane: h.lane.Lane}]++
+		running[share{h.lease.Project, h.lane.Lane}]++
 		if h.ending != "" {
 			ending++
 		}
 	}
 	// Whatever else is held, so many are always allowed that no sealer has to wait.
 	sealRoom = e.loaded < e.cfg.Memory || ending < 2*sealers
-	return running, func(k batch.Lane) bool {
+	room := func(k batch.Lane) bool {
 		e.mu.Lock()
 		defer e.mu.Unlock()
 		l := e.lanes[k]
@@ -193,6 +197,9 @@ func (e *Engine) load() (running map[sched.Share]int, room func(batch.Lane) bool
 			}
 		}
 		return open && (l == nil || l.held() < 2*slots)
+	}
+	return func(w batch.Work) sched.Standing {
+		return sched.Standing{Room: room(w.Lane), Project: running[share{w.Project, w.Lane}]}
 	}, sealRoom
 }
 

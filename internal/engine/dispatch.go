@@ -148,7 +148,7 @@ func (e *Engine) take(s *site) *call {
 	}
 	e.arm(best, now)
 	s.alone = c.alone
-	c.sentAt, c.probe, c.ticket = now, s.gate.Probing(), s.gate.Send()
+	c.sentAt, c.probe, c.ticket = now, s.gate.Probing(), s.gate.Send(now)
 	c.request().sent++
 	c.hold.inFlight++
 	best.inFlight++
@@ -219,7 +219,7 @@ func (e *Engine) settle(s *site, c *call, a upstream.Answer) (r batch.Result, fi
 		}
 	}
 	wasClosed := s.gate.Probing()
-	s.gate.Done(c.ticket, outcome, a.RetryAfter, now)
+	s.gate.Done(c.ticket, sched.Report{Outcome: outcome, RetryAfter: a.RetryAfter, Work: a.Usage.Output}, now)
 	if _, until, closed := s.gate.Closed(); closed {
 		e.ringAt(until)
 		if !wasClosed {

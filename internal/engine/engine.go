@@ -164,7 +164,7 @@ func New(c Config) *Engine {
 	}
 	e.recorder = newRecorder(c.Store, c.Log, c.Metrics)
 	for _, u := range e.pool.All() {
-		e.sites = append(e.sites, &site{up: u, gate: sched.NewGate(u.MaxInFlight()), failing: map[*request]bool{}})
+		e.sites = append(e.sites, &site{up: u, gate: sched.NewGate(sched.GateConfig{Max: u.MaxInFlight()}), failing: map[*request]bool{}})
 	}
 	c.Metrics.watch(e)
 	return e

@@ -20,6 +20,25 @@ const (
 	Abandoned                // we gave the call up; it says nothing
 )
 
+// A Report is what a call that ended says about its upstream.
+type Report struct {
+	Outcome    Outcome
+	RetryAfter time.Duration // what the upstream asked for, if anything
+	Work       int64         // what an answer came to: output tokens, else all tokens, else 1
+}
+
+// A Load is what an upstream says of itself: calls that it works on, and calls in its queue. It
+// counts everybody's calls, not only ours.
+type Load struct {
+	Running, Waiting int
+}
+
+// A GateConfig says what is known of an upstream beforehand.
+type GateConfig struct {
+	Max    int  // most calls in flight; 0: as many as it can use, which is found out
+	Shared bool // it serves people, too: take only what is free
+}
+
 // A Gate lets calls through to one upstream, as many at a time as the outcomes of the calls before
 // suggest.
 //
@@ -46,9 +65,18 @@ type Gate struct {
 	probe  int64     // ticket of the probe in flight; 0: none
 }
 
-// NewGate returns an open gate for at most max calls in flight.
-func NewGate(max int) *Gate {
-	return &Gate{max: max, limit: float64(max), target: float64(max)}
+// most is the most calls in flight at an upstream for which no limit is given.
+const most = 4096
+
+// start is how many calls such an upstream gets at first.
+const start = 16
+
+// NewGate returns an open gate.
+func NewGate(c GateConfig) *Gate {
+	if c.Max > 0 {
+		return &Gate{max: c.Max, limit: float64(c.Max), target: float64(c.Max)}
+	}
+	return &Gate{max: most, limit: start, target: start}
 }
 
 const (
@@ -89,7 +117,7 @@ func (g *Gate) Limit() int { return int(g.limit) }
 func (g *Gate) Max() int { return g.max }
 
 // Send notes that a call goes out, and returns its ticket for Done.
-func (g *Gate) Send() int64 {
+func (g *Gate) Send(now time.Time) int64 {
 	g.inFlight++
 	g.sent++
 	if g.closed {
@@ -98,15 +126,32 @@ func (g *Gate) Send() int64 {
 	return g.sent
 }
 
-// Done notes that the call with the ticket has ended at now. retryAfter is what the upstream asked
-// for, if anything.
-func (g *Gate) Done(ticket int64, o Outcome, retryAfter time.Duration, now time.Time) {
+// Next returns when Room may grow without any call ending; zero if it will not.
+func (g *Gate) Next(now time.Time) time.Time {
+	if g.closed && g.probe == 0 && g.until.After(now) {
+		return g.until
+	}
+	return time.Time{}
+}
+
+// Throttled returns until when the upstream asked to be left alone, if it did.
+func (g *Gate) Throttled() (until time.Time, ok bool) { return time.Time{}, false }
+
+// Observe notes what the upstream says of itself.
+func (g *Gate) Observe(l Load, now time.Time) {}
+
+// Press says how urgent the work is that waits, from 0 to 1. At a shared upstream 0 takes only what
+// is free, and 1 takes what there is.
+func (g *Gate) Press(p float64) {}
+
+// Done notes that the call with the ticket has ended at now.
+func (g *Gate) Done(ticket int64, r Report, now time.Time) {
 	g.inFlight--
 	probed := ticket == g.probe && g.probe != 0
 	if probed {
 		g.probe = 0
 	}
-	switch o {
+	switch r.Outcome {
 	case Answered:
 		g.streak, g.rounds = 0, 0
 		if g.closed {
@@ -128,12 +173,12 @@ func (g *Gate) Done(ticket int64, o Outcome, retryAfter time.Duration, now time.
 		g.rounds++
 	case g.closed:
 		return // of the calls that were in flight when it closed; nothing new
-	case o == Refused, g.streak >= max(patience, int(g.limit)):
+	case r.Outcome == Refused, g.streak >= max(patience, int(g.limit)):
 		g.closed, g.since = true, now
 	default:
 		return
 	}
-	g.until = now.Add(max(retryAfter, min(firstWait<<min(g.rounds, 10), mostWait)))
+	g.until = now.Add(max(r.RetryAfter, min(firstWait<<min(g.rounds, 10), mostWait)))
 }
 
 // open lets calls through again, one more than are in flight: what closed the gate may have been a

@@ -24,7 +24,7 @@ type script struct {
 }
 
 func newScript(t testing.TB, most int) *script {
-	return &script{t: t, g: NewGate(most), now: epoch}
+	return &script{t: t, g: NewGate(GateConfig{Max: most}), now: epoch}
 }
 
 // send sends n calls.
@@ -34,7 +34,7 @@ func (s *script) send(n int) {
 		if s.g.Room(s.now) == 0 {
 			s.t.Fatalf("no room for call %d of %d: %s", i+1, n, s.state())
 		}
-		s.tickets = append(s.tickets, s.g.Send())
+		s.tickets = append(s.tickets, s.g.Send(s.now))
 	}
 }
 
@@ -42,7 +42,7 @@ func (s *script) send(n int) {
 func (s *script) end(n int, o Outcome, retryAfter time.Duration) {
 	s.t.Helper()
 	for range n {
-		s.g.Done(s.tickets[0], o, retryAfter, s.now)
+		s.g.Done(s.tickets[0], Report{Outcome: o, RetryAfter: retryAfter}, s.now)
 		s.tickets = s.tickets[1:]
 	}
 }
@@ -50,7 +50,7 @@ func (s *script) end(n int, o Outcome, retryAfter time.Duration) {
 // endLast ends the call that was sent last.
 func (s *script) endLast(o Outcome, retryAfter time.Duration) {
 	last := len(s.tickets) - 1
-	s.g.Done(s.tickets[last], o, retryAfter, s.now)
+	s.g.Done(s.tickets[last], Report{Outcome: o, RetryAfter: retryAfter}, s.now)
 	s.tickets = s.tickets[:last]
 }
 
@@ -254,7 +254,7 @@ func TestAbandonedSaysNothing(t *testing.T) {
 func TestGateKeepsItsPromises(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		most := rapid.IntRange(1, 20).Draw(t, "max")
-		g, now := NewGate(most), epoch
+		g, now := NewGate(GateConfig{Max: most}), epoch
 		var inFlight []int64
 		probing := int64(0) // the probe since the gate closed last
 		for range rapid.IntRange(1, 300).Draw(t, "steps") {
@@ -262,7 +262,7 @@ func TestGateKeepsItsPromises(t *testing.T) {
 			step := rapid.SampledFrom([]string{"send", "send", "end", "end", "wait"}).Draw(t, "step")
 			switch {
 			case step == "send" && room > 0:
-				ticket := g.Send()
+				ticket := g.Send(now)
 				inFlight = append(inFlight, ticket)
 				if wasClosed {
 					if probing != 0 {
@@ -277,7 +277,7 @@ func TestGateKeepsItsPromises(t *testing.T) {
 				o := rapid.SampledFrom([]Outcome{Answered, Answered, Throttled, Failed, Refused, Abandoned}).Draw(t, "outcome")
 				retryAfter := rapid.SampledFrom([]time.Duration{0, 0, 0, time.Second, time.Minute}).Draw(t, "retryAfter")
 				limit := g.Limit()
-				g.Done(ticket, o, retryAfter, now)
+				g.Done(ticket, Report{Outcome: o, RetryAfter: retryAfter}, now)
 				_, until, closed := g.Closed()
 				switch wait := until.Sub(now); {
 				case o == Answered && closed:
@@ -352,7 +352,7 @@ type flight struct {
 }
 
 func simulate(most int, s server) *simulation {
-	return &simulation{g: NewGate(most), server: s, r: rand.New(rand.NewPCG(1, 2)), now: epoch}
+	return &simulation{g: NewGate(GateConfig{Max: most}), server: s, r: rand.New(rand.NewPCG(1, 2)), now: epoch}
 }
 
 // run lets d pass and returns what happened in it.
@@ -366,7 +366,7 @@ func (s *simulation) run(d time.Duration) (answered, throttled int, load float64
 			if o == Answered {
 				s.busy++
 			}
-			heap.Push(&s.flying, flight{s.now.Add(latency), s.g.Send(), o, retryAfter})
+			heap.Push(&s.flying, flight{s.now.Add(latency), s.g.Send(s.now), o, retryAfter})
 			s.most = max(s.most, s.g.InFlight())
 		}
 		next := end
@@ -384,7 +384,7 @@ func (s *simulation) run(d time.Duration) (answered, throttled int, load float64
 				s.busy--
 			}
 			s.ends[f.outcome]++
-			s.g.Done(f.ticket, f.outcome, f.retryAfter, s.now)
+			s.g.Done(f.ticket, Report{Outcome: f.outcome, RetryAfter: f.retryAfter}, s.now)
 		}
 	}
 	return s.ends[Answered] - before[Answered], s.ends[Throttled] - before[Throttled], s.load / d.Seconds()
