@@ -164,7 +164,7 @@ func New(c Config) *Engine {
 	}
 	e.recorder = newRecorder(c.Store, c.Log, c.Metrics)
 	for _, u := range e.pool.All() {
-		e.sites = append(e.sites, &site{up: u, gate: sched.NewGate(sched.GateConfig{Max: u.MaxInFlight()}), failing: map[*request]bool{}})
+		e.sites = append(e.sites, &site{up: u, gate: sched.NewGate(sched.GateConfig{Max: u.MaxInFlight(), Shared: u.Shared()}), failing: map[*request]bool{}})
 	}
 	c.Metrics.watch(e)
 	return e
@@ -218,7 +218,7 @@ func (e *Engine) Run(ctx, abort context.Context) error {
 	intake.Go(func() { e.finalizeAll(ctx) })
 	intake.Go(func() { e.sweepAll(ctx) })
 	for _, s := range e.sites {
-		for range s.up.MaxInFlight() {
+		for range min(s.gate.Max(), 64) {
 			workers.Go(func() { e.work(s) })
 		}
 	}
