@@ -1,0 +1,250 @@
+package engine
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"time"
+
+	"offpeak/internal/batch"
+	"offpeak/internal/sched"
+)
+
+// Activity returns what goes on for b on this node.
+func (e *Engine) Activity(b batch.Batch) batch.Activity {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	now := time.Now()
+	var a batch.Activity
+	if _, waits := e.waiting[b.ID]; waits {
+		a.WaitingFor = e.pool.Trouble() // as it is now: it was perhaps not known when the wait began
+	}
+	if lane, ok := e.unserved[b.ID]; ok {
+		a.WaitingFor = cmp.Or(e.pool.Trouble(), "no upstream serves the model "+lane.Model)
+	}
+	if b.Status != batch.InProgress {
+		for _, q := range e.queuesOf(b.ID) {
+			a.InFlight += q.inFlight
+		}
+		return a
+	}
+	held := e.queuesOf(b.ID)
+	for _, q := range held {
+		a.InFlight += q.inFlight
+		a.Rate += q.pace.Rate(now)
+	}
+	a.ETA = e.eta(b, held, now)
+	a.AtRisk = !a.ETA.IsZero() && a.ETA.After(b.ExpiresAt)
+	if a.WaitingFor == "" {
+		a.WaitingFor = e.waitingFor(b, held, now)
+	}
+	return a
+}
+
+// queuesOf returns what is held of a batch. e.mu is held.
+func (e *Engine) queuesOf(batchID string) (held []*queue) {
+	for _, l := range e.lanes {
+		for _, s := range l.shares {
+			if q := s.queue(batchID); q != nil {
+				held = append(held, q)
+			}
+		}
+	}
+	slices.SortFunc(held, func(a, b *queue) int { return cmp.Compare(a.share.lane.String(), b.share.lane.String()) })
+	return held
+}
+
+// remaining is how many requests of its batch have no result, as far as that is known in the lane.
+func (q *queue) remaining() int64 {
+	open, all := int64(0), int64(0)
+	for _, h := range q.holds {
+		open += int64(h.open)
+		all += int64(len(h.requests))
+	}
+	if len(q.holds) == 0 {
+		return 0
+	}
+	return open + q.more*all/int64(len(q.holds)) // segments are much the same
+}
+
+// eta returns when the last lane of b is done, or zero if that cannot be told of some. e.mu is held.
+func (e *Engine) eta(b batch.Batch, held []*queue, now time.Time) (last time.Time) {
+	for _, w := range e.open {
+		if w.BatchID == b.ID && e.queue(work{b.ID, w.Lane}) == nil {
+			return time.Time{} // something waits, who knows for how long
+		}
+	}
+	left, known := b.Counts.Total-b.Counts.Completed-b.Counts.Failed, int64(0)
+	for _, q := range held {
+		known += q.remaining()
+	}
+	for _, q := range held {
+		n := q.remaining()
+		if n == 0 {
+			continue
+		}
+		at := q.pace.ETA(max(1, n*max(left, 1)/known), now)
+		if at.IsZero() {
+			return at
+		}
+		last = latest(last, at)
+	}
+	return last
+}
+
+// waitingFor tells what holds b, or some lane of it, up; nothing if all of it moves. e.mu is held.
+func (e *Engine) waitingFor(b batch.Batch, held []*queue, now time.Time) string {
+	moving := false
+	for _, q := range held {
+		l := q.share.lane
+		if q.inFlight > 0 {
+			moving = true
+			continue
+		}
+		if q.waiting == 0 {
+			continue // all that is held has its result, and is about to be sealed
+		}
+		if why := e.trouble(l, q, now); why != "" {
+			return fmt.Sprintf("lane %s: %s", l.Model, why)
+		}
+	}
+	behind := ""
+	for _, w := range e.open {
+		if w.BatchID != b.ID || e.queue(work{b.ID, w.Lane}) != nil {
+			continue
+		}
+		if why := e.laneTrouble(w.Lane, now); why != "" {
+			return fmt.Sprintf("lane %s: %s", w.Lane.Model, why)
+		}
+		behind = cmp.Or(behind, e.behind(b.Project, w.Lane))
+	}
+	if moving {
+		return ""
+	}
+	for _, q := range held {
+		if q.fresh+q.due > 0 {
+			return cmp.Or(behind, e.behind(b.Project, q.share.lane.Lane))
+		}
+	}
+	return behind
+}
+
+// behind tells behind whom a batch of the project waits. Of other projects it tells nothing but
+// that they are there. e.mu is held.
+func (e *Engine) behind(project string, k batch.Lane) string {
+	l := e.lanes[k]
+	if l == nil {
+		return ""
+	}
+	n := 0
+	if s := l.share(project); s != nil {
+		for _, q := range s.queues {
+			if q.inFlight > 0 {
+				n++
+			}
+		}
+	}
+	switch n {
+	case 0:
+		return fmt.Sprintf("lane %s: busy with other work", k.Model)
+	case 1:
+		return "behind another batch of this project"
+	}
+	return fmt.Sprintf("behind %d batches of this project", n)
+}
+
+// trouble tells why nothing of q can be sent, or nothing if something can. e.mu is held.
+func (e *Engine) trouble(l *lane, q *queue, now time.Time) string {
+	if why := e.laneTrouble(l.Lane, now); why != "" {
+		return why
+	}
+	if !q.stuck() {
+		return ""
+	}
+	for _, s := range l.sites {
+		if s.lastErr != nil {
+			return fmt.Sprintf("upstream %s fails, trying again: %v", s.up.Name(), s.lastErr)
+		}
+	}
+	return ""
+}
+
+// laneTrouble tells why no upstream takes calls of the lane, or nothing if one does, or is only
+// busy. e.mu is held.
+func (e *Engine) laneTrouble(k batch.Lane, now time.Time) string {
+	var down, throttled, limited *site
+	var downs, others int
+	var soonest, until time.Time
+	for _, s := range e.sites {
+		if serves, _ := s.up.Serves(k.Model); !serves {
+			continue
+		}
+		since, _, closed := s.gate.Closed()
+		asked, throttles := s.gate.Throttled()
+		wait, _ := s.limited(1, now)
+		switch {
+		case throttles && asked.After(now):
+			if others++; throttled == nil || asked.Before(until) {
+				throttled, until = s, asked
+			}
+		case closed:
+			if downs++; down == nil || since.Before(soonest) {
+				down, soonest = s, since
+			}
+		case wait > 0:
+			limited = s
+			others++
+		default:
+			return ""
+		}
+	}
+	switch {
+	case limited != nil:
+		_, by := limited.limited(1, now)
+		limits := limited.up.Limits()
+		most := limits.RequestsPerMinute
+		if by == "tokens" {
+			most = limits.TokensPerMinute
+		}
+		return fmt.Sprintf("limit of %d %s a minute at %s", most, by, limited.up.Name())
+	case throttled != nil:
+		return fmt.Sprintf("throttled by %s until %s", throttled.up.Name(), until.Format("15:04:05"))
+	case downs > 1:
+		return fmt.Sprintf("all upstreams unreachable since %s: %v", soonest.Format("15:04"), down.lastErr)
+	case downs == 1:
+		return fmt.Sprintf("upstream %s down since %s: %v", down.up.Name(), soonest.Format("15:04:05"), down.lastErr)
+	}
+	return "no upstream serves it"
+}
+
+// weigh finds out how urgent each batch is, and how hard upstreams that are shared with people are
+// to be pressed.
+func (e *Engine) weigh(now time.Time) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	press := map[*site]float64{}
+	for _, l := range e.lanes {
+		slots, each, short := 0.0, l.pace.PerRequest(), 0.0
+		for _, s := range l.sites {
+			slots += float64(max(s.gate.Limit(), s.running))
+		}
+		for _, s := range l.shares {
+			fair := int(slots * s.weight / l.weight / float64(len(s.queues)))
+			for _, q := range s.queues {
+				n, left := q.remaining(), q.deadline.Sub(now)
+				q.weight = sched.Urgency(n, each, fair, left)
+				if needs := float64(n) / max(left.Seconds(), 1); needs > q.pace.Rate(now) {
+					short += needs * each.Seconds()
+				}
+			}
+		}
+		// What a batch lacks to be in time, as a part of all there is: nothing while what is free
+		// suffices, all of it when there is no more time than it takes.
+		for _, s := range l.sites {
+			press[s] = max(press[s], min(1, short/max(slots, 1)))
+		}
+	}
+	for _, s := range e.sites {
+		s.gate.Press(press[s])
+	}
+}
