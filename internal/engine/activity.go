@@ -229,12 +229,11 @@ func (e *Engine) weigh(now time.Time) {
 			slots += float64(max(s.gate.Limit(), s.running))
 		}
 		for _, s := range l.shares {
-			fair := int(slots * s.weight / l.weight / float64(len(s.queues)))
+			fair := s.fair(slots*s.weight/l.weight, each, now)
 			for _, q := range s.queues {
-				n, left := q.remaining(), q.deadline.Sub(now)
-				q.weight = sched.Urgency(n, each, fair, left)
-				if needs := float64(n) / max(left.Seconds(), 1); needs > q.pace.Rate(now) {
-					short += needs * each.Seconds()
+				q.weight = sched.Urgency(q.remaining(), each, int(fair), q.left(each, now))
+				if q.needs(each, now) > q.pace.Rate(now)*each.Seconds() {
+					short += q.needs(each, now)
 				}
 			}
 		}
@@ -247,4 +246,35 @@ func (e *Engine) weigh(now time.Time) {
 	for _, s := range e.sites {
 		s.gate.Press(press[s])
 	}
+}
+
+// left is how much time q has to send what it has.
+func (q *queue) left(each time.Duration, now time.Time) time.Duration {
+	return q.deadline.Sub(now)*19/20 - each // the last call has to end, too
+}
+
+// needs is how many slots q takes to be in time.
+func (q *queue) needs(each time.Duration, now time.Time) float64 {
+	return float64(q.remaining()) * each.Seconds() / max(q.left(each, now).Seconds(), 1)
+}
+
+// fair is how many slots each batch of s has that is in no hurry, once those that are have what they
+// need.
+func (s *share) fair(slots float64, each time.Duration, now time.Time) float64 {
+	fair := slots / float64(len(s.queues))
+	for range len(s.queues) {
+		left, calm := slots, 0
+		for _, q := range s.queues {
+			if needs := q.needs(each, now); needs > fair {
+				left -= needs
+			} else {
+				calm++
+			}
+		}
+		if calm == 0 || left/float64(calm) >= fair {
+			break
+		}
+		fair = max(left/float64(calm), 0)
+	}
+	return max(fair, 1)
 }

@@ -234,7 +234,7 @@ func (e *Engine) settle(s *site, c *call, a upstream.Answer, took time.Duration)
 			wait = 0 // the gate is closed; it says when
 		case sched.Throttled:
 			// Another upstream may be less busy. If it is not, that is to be waited for.
-			if (req.failedAt == nil || req.failedAt == s) && s.othersFor(c.lane, now) {
+			if (req.failedAt == nil || req.failedAt == s) && s.roomElsewhere(c.lane, now) {
 				wait = 0
 			}
 		}

@@ -330,23 +330,36 @@ type candidate struct {
 	again int // where it stands in hold.due; -1: it is fresh
 }
 
-// peek returns what s is to send next of the queue. What s had and failed with is left to others
-// that have room, if there are any.
+// failedTwice reports whether the request failed more than once. What made it wait otherwise, such as
+// a 429, has nothing to do with it.
+func (r *request) failedTwice() bool { return !r.failed.IsZero() && r.sent > 1 }
+
+// peek returns what s is to send next of the queue. What went wrong at s is left to other upstreams
+// as long as s has something fresh to do, or they have room, or it went wrong there twice.
 func (q *queue) peek(s *site, w wish, homes *homes, now time.Time) (candidate, bool) {
+	last := candidate{again: -1}
 	if w == anything && q.due > 0 {
+		l := q.share.lane
+		others := s.othersFor(l)
 		for _, h := range q.holds {
 			if h.frail && h.inFlight > 0 {
 				continue
 			}
 			for k, i := range h.due {
-				if h.requests[i].failedAt != s || !s.othersFor(q.share.lane, now) {
+				if h.requests[i].failedAt != s || !others {
 					return candidate{h, i, k}, true
+				}
+				if last.hold == nil && !h.requests[i].failedTwice() {
+					last = candidate{h, i, k}
 				}
 			}
 		}
+		if last.hold != nil && s.roomElsewhere(l, now) {
+			last.hold = nil
+		}
 	}
 	if q.fresh == 0 {
-		return candidate{}, false
+		return last, last.hold != nil
 	}
 	if h, i, ok := q.runs.next(s, homes); ok {
 		return candidate{h, i, -1}, true

@@ -85,8 +85,18 @@ func (s *site) open(now time.Time) bool {
 	return wait == 0
 }
 
-// othersFor reports whether another upstream could do with a call of l.
-func (s *site) othersFor(l *lane, now time.Time) bool {
+// othersFor reports whether l has another upstream that is up.
+func (s *site) othersFor(l *lane) bool {
+	for _, o := range l.sites {
+		if o != s && !o.gate.Probing() {
+			return true
+		}
+	}
+	return false
+}
+
+// roomElsewhere reports whether another upstream could do with a call of l now.
+func (s *site) roomElsewhere(l *lane, now time.Time) bool {
 	for _, o := range l.sites {
 		if o != s && o.open(now) {
 			return true
