@@ -222,6 +222,10 @@ func (t *turn) of(n int, branch func(int) *branch, w wish, now time.Time) int {
 	if len(t.at) == 0 {
 		return last // the only one, or none
 	}
+	mean := sched.Mean(t.contenders)
+	for _, i := range t.at {
+		branch(i).Settle(mean)
+	}
 	return t.at[sched.Next(t.contenders)]
 }
 

@@ -15,30 +15,48 @@ type Contender struct {
 	Age      int64 // smaller is older
 }
 
+// memory is how long it takes until what a contender has had more or less than others counts like
+// one call in flight.
+const memory = 30 * time.Second
+
 // Next returns the index of the contender who makes the next call, or -1 if there is none: the one
-// with the least in flight per weight, then the one that has had the least so far, then the
-// earliest deadline, then the oldest.
+// with the least in flight per weight, then the earliest deadline, then the oldest.
+//
+// What a contender has had beyond its due counts like calls in flight, up to one of them, and what it
+// lacks likewise. Slots are whole: of five that four share, somebody has two, and it must not be the
+// same for ever.
 func Next(c []Contender) int {
-	best := -1
+	mean := Mean(c)
+	best, least := -1, 0.0
 	for i := range c {
-		if best < 0 || earlier(&c[i], &c[best]) {
-			best = i
+		load := c[i].load(mean)
+		if best < 0 || load < least || load == least && older(&c[i], &c[best]) {
+			best, least = i, load
 		}
 	}
 	return best
 }
 
-func earlier(a, b *Contender) bool {
-	return cmp.Or(
-		cmp.Compare(float64(a.Running)/a.Weight, float64(b.Running)/b.Weight),
-		cmp.Compare(a.Had, b.Had),
-		a.Deadline.Compare(b.Deadline),
-		cmp.Compare(a.Age, b.Age),
-	) < 0
+// Mean returns what the contenders have had on average, per weight.
+func Mean(c []Contender) float64 {
+	had, weight := 0.0, 0.0
+	for i := range c {
+		had += c[i].Had * c[i].Weight
+		weight += c[i].Weight
+	}
+	return had / weight
+}
+
+func (c *Contender) load(mean float64) float64 {
+	beyond := (c.Had - mean) * c.Weight / memory.Seconds()
+	return (float64(c.Running) + min(max(beyond, -1), 1)) / c.Weight
+}
+
+func older(a, b *Contender) bool {
+	return cmp.Or(a.Deadline.Compare(b.Deadline), cmp.Compare(a.Age, b.Age)) < 0
 }
 
 // An Account keeps what a contender has had: its slots, each for as long as it had it, per weight.
-// Where there are fewer slots than contenders, it is what decides whose turn it is.
 type Account struct {
 	running int
 	weight  float64
@@ -46,15 +64,17 @@ type Account struct {
 	at      time.Time
 }
 
-// Join starts an account beside those that are there: whoever comes now has missed nothing, and
-// need not make up for it.
+// Join has an account begin, or begin again, beside those that have work: whoever comes now has
+// missed nothing, and need not make up for it.
 func (a *Account) Join(others []Contender) {
-	for i, o := range others {
-		if i == 0 || o.Had < a.had {
-			a.had = o.Had
-		}
+	if len(others) > 0 {
+		a.had = max(a.had, Mean(others))
 	}
 }
+
+// Settle has the account forget what it lacks beyond a little, where others have had so much on
+// average: whoever could have had more and had no use for it has no claim to it later.
+func (a *Account) Settle(mean float64) { a.had = max(a.had, mean-memory.Seconds()) }
 
 // Send notes that a call goes out.
 func (a *Account) Send(now time.Time) {
