@@ -210,13 +210,15 @@ func parseLabels(line []byte) (labels string, rest []byte, ok bool) {
 		if line[0] == '}' {
 			return "{" + labels, line[1:], true
 		}
-		end := bytes.IndexByte(line, '=')
-		if end < 0 || end+1 == len(line) || line[end+1] != '"' {
+		name, quoted, _ := bytes.Cut(line, []byte("="))
+		quoted = bytes.TrimLeft(quoted, " \t")
+		if len(quoted) == 0 || quoted[0] != '"' {
 			return "", nil, false
 		}
-		label := string(bytes.TrimSpace(line[:end]))
-		line = line[end+2:]
-		for end = 0; end < len(line) && line[end] != '"'; end++ {
+		label := string(bytes.TrimSpace(name))
+		line = quoted[1:]
+		end := 0
+		for ; end < len(line) && line[end] != '"'; end++ {
 			if line[end] == '\\' {
 				end++
 			}

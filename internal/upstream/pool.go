@@ -60,6 +60,33 @@ func (u *Upstream) known() map[string]batch.ModelInfo {
 	return all
 }
 
+// Look asks the upstream once what it serves and how much it has to do, for State to tell. It
+// returns which of the models in its configuration the upstream does not list, and why it did not
+// answer.
+func (u *Upstream) Look(ctx context.Context) (unlisted []string, err error) {
+	if u.metrics != nil {
+		u.readLoad(ctx) // it need not have any
+	}
+	ctx, cancel := context.WithTimeout(ctx, listTimeout)
+	defer cancel()
+	u.refresh(ctx)
+	if err := u.Trouble(); err != nil {
+		return nil, err
+	}
+	models, state, err := u.list(ctx) // again: it was not asked if models are configured
+	if err != nil || state == listNone {
+		return nil, err
+	}
+	for _, id := range slices.Concat(u.cfg.Models, slices.Sorted(maps.Values(u.cfg.Aliases))) {
+		if _, ok := models[id]; !ok && !slices.Contains(unlisted, id) {
+			unlisted = append(unlisted, id)
+		}
+	}
+	return unlisted, nil
+}
+
+const listTimeout = 10 * time.Second
+
 // State returns how the upstream is configured and what is found out about it. Its health, and what
 // is in flight there, are for others to fill in.
 func (u *Upstream) State() batch.UpstreamState {
@@ -74,8 +101,8 @@ func (u *Upstream) State() batch.UpstreamState {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	s.Models, s.AnyModel, s.ModelsUnread = slices.Sorted(maps.Keys(u.known())), u.state == listNone, u.state == listUnread
-	if u.state == listUnread && u.err != nil {
-		s.Why = u.err.Error()
+	if u.state == listUnread && u.err != nil { // it gets no calls
+		s.Healthy, s.Since, s.Why = false, u.away, u.err.Error()
 	}
 	return s
 }
@@ -96,7 +123,7 @@ func (u *Upstream) refresh(ctx context.Context) (changed bool) {
 	if u.cfg.Models != nil {
 		return false
 	}
-	listCtx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	listCtx, cancel := context.WithTimeout(ctx, listTimeout)
 	defer cancel()
 	models, state, err := u.list(listCtx)
 	if ctx.Err() != nil {
@@ -111,6 +138,9 @@ func (u *Upstream) refresh(ctx context.Context) (changed bool) {
 		return false
 	case err != nil:
 		changed = u.state == listUnread && (u.err == nil || u.err.Error() != err.Error())
+		if u.err == nil {
+			u.away = time.Now()
+		}
 		u.err = err
 		return changed
 	}

@@ -46,7 +46,8 @@ type Upstream struct {
 	mu     sync.Mutex
 	models map[string]batch.ModelInfo
 	state  listState
-	err    error // why the list is unread
+	err    error     // why the list is unread
+	away   time.Time // since when
 	load   Load
 	since  time.Time // when it was made
 }
