@@ -33,10 +33,13 @@ func (e *Engine) Activity(b batch.Batch) batch.Activity {
 		a.InFlight += q.inFlight
 		a.Rate += q.pace.Rate(now)
 	}
-	a.ETA = e.eta(b, held, now)
-	a.AtRisk = !a.ETA.IsZero() && a.ETA.After(b.ExpiresAt)
-	if a.WaitingFor == "" {
-		a.WaitingFor = e.waitingFor(b, held, now)
+	stuck := a.WaitingFor != ""
+	if !stuck {
+		a.WaitingFor, stuck = e.waitingFor(b, held, now)
+	}
+	if !stuck {
+		a.ETA = e.eta(b, held, now)
+		a.AtRisk = !a.ETA.IsZero() && a.ETA.After(b.ExpiresAt)
 	}
 	return a
 }
@@ -92,8 +95,9 @@ func (e *Engine) eta(b batch.Batch, held []*queue, now time.Time) (last time.Tim
 	return last
 }
 
-// waitingFor tells what holds b, or some lane of it, up; nothing if all of it moves. e.mu is held.
-func (e *Engine) waitingFor(b batch.Batch, held []*queue, now time.Time) string {
+// waitingFor tells what holds b, or some lane of it, up; nothing if all of it moves. It is stuck if
+// nobody can tell for how long. e.mu is held.
+func (e *Engine) waitingFor(b batch.Batch, held []*queue, now time.Time) (why string, stuck bool) {
 	moving := false
 	for _, q := range held {
 		l := q.share.lane
@@ -104,8 +108,8 @@ func (e *Engine) waitingFor(b batch.Batch, held []*queue, now time.Time) string 
 		if q.waiting == 0 {
 			continue // all that is held has its result, and is about to be sealed
 		}
-		if why := e.trouble(l, q, now); why != "" {
-			return fmt.Sprintf("lane %s: %s", l.Model, why)
+		if why, stuck := e.trouble(l, q, now); why != "" {
+			return fmt.Sprintf("lane %s: %s", l.Model, why), stuck
 		}
 	}
 	behind := ""
@@ -113,33 +117,33 @@ func (e *Engine) waitingFor(b batch.Batch, held []*queue, now time.Time) string 
 		if w.BatchID != b.ID || e.queue(work{b.ID, w.Lane}) != nil {
 			continue
 		}
-		if why := e.laneTrouble(w.Lane, now); why != "" {
-			return fmt.Sprintf("lane %s: %s", w.Lane.Model, why)
+		if why, stuck := e.laneTrouble(w.Lane, now); why != "" {
+			return fmt.Sprintf("lane %s: %s", w.Lane.Model, why), stuck
 		}
-		behind = cmp.Or(behind, e.behind(b.Project, w.Lane))
+		behind = cmp.Or(behind, e.behind(b, w.Lane))
 	}
 	if moving {
-		return ""
+		return "", false
 	}
 	for _, q := range held {
 		if q.fresh+q.due > 0 {
-			return cmp.Or(behind, e.behind(b.Project, q.share.lane.Lane))
+			return cmp.Or(behind, e.behind(b, q.share.lane.Lane)), false
 		}
 	}
-	return behind
+	return behind, behind != ""
 }
 
-// behind tells behind whom a batch of the project waits. Of other projects it tells nothing but
-// that they are there. e.mu is held.
-func (e *Engine) behind(project string, k batch.Lane) string {
+// behind tells behind whom b waits. Of other projects it tells nothing but that they are there.
+// e.mu is held.
+func (e *Engine) behind(b batch.Batch, k batch.Lane) string {
 	l := e.lanes[k]
 	if l == nil {
 		return ""
 	}
 	n := 0
-	if s := l.share(project); s != nil {
+	if s := l.share(b.Project); s != nil {
 		for _, q := range s.queues {
-			if q.inFlight > 0 {
+			if q.batch != b.ID && q.held() > 0 {
 				n++
 			}
 		}
@@ -154,26 +158,23 @@ func (e *Engine) behind(project string, k batch.Lane) string {
 }
 
 // trouble tells why nothing of q can be sent, or nothing if something can. e.mu is held.
-func (e *Engine) trouble(l *lane, q *queue, now time.Time) string {
-	if why := e.laneTrouble(l.Lane, now); why != "" {
-		return why
-	}
-	if !q.stuck() {
-		return ""
+func (e *Engine) trouble(l *lane, q *queue, now time.Time) (why string, stuck bool) {
+	if why, stuck = e.laneTrouble(l.Lane, now); why != "" || !q.stuck() {
+		return why, stuck
 	}
 	for _, s := range l.sites {
 		if s.lastErr != nil {
-			return fmt.Sprintf("upstream %s fails, trying again: %v", s.up.Name(), s.lastErr)
+			return fmt.Sprintf("upstream %s fails, trying again: %v", s.up.Name(), s.lastErr), true
 		}
 	}
-	return ""
+	return "", false
 }
 
 // laneTrouble tells why no upstream takes calls of the lane, or nothing if one does, or is only
 // busy. e.mu is held.
-func (e *Engine) laneTrouble(k batch.Lane, now time.Time) string {
+func (e *Engine) laneTrouble(k batch.Lane, now time.Time) (why string, stuck bool) {
 	var down, throttled, limited *site
-	var downs, others int
+	downs := 0
 	var soonest, until time.Time
 	for _, s := range e.sites {
 		if serves, _ := s.up.Serves(k.Model); !serves {
@@ -184,7 +185,7 @@ func (e *Engine) laneTrouble(k batch.Lane, now time.Time) string {
 		wait, _ := s.limited(1, now)
 		switch {
 		case throttles && asked.After(now):
-			if others++; throttled == nil || asked.Before(until) {
+			if throttled == nil || asked.Before(until) {
 				throttled, until = s, asked
 			}
 		case closed:
@@ -193,9 +194,8 @@ func (e *Engine) laneTrouble(k batch.Lane, now time.Time) string {
 			}
 		case wait > 0:
 			limited = s
-			others++
 		default:
-			return ""
+			return "", false
 		}
 	}
 	switch {
@@ -206,15 +206,15 @@ func (e *Engine) laneTrouble(k batch.Lane, now time.Time) string {
 		if by == "tokens" {
 			most = limits.TokensPerMinute
 		}
-		return fmt.Sprintf("limit of %d %s a minute at %s", most, by, limited.up.Name())
+		return fmt.Sprintf("limit of %d %s a minute at %s", most, by, limited.up.Name()), false
 	case throttled != nil:
-		return fmt.Sprintf("throttled by %s until %s", throttled.up.Name(), until.Format("15:04:05"))
+		return fmt.Sprintf("throttled by %s until %s", throttled.up.Name(), until.Format("15:04:05")), true
 	case downs > 1:
-		return fmt.Sprintf("all upstreams unreachable since %s: %v", soonest.Format("15:04"), down.lastErr)
+		return fmt.Sprintf("all upstreams unreachable since %s: %v", soonest.Format("15:04"), down.lastErr), true
 	case downs == 1:
-		return fmt.Sprintf("upstream %s down since %s: %v", down.up.Name(), soonest.Format("15:04:05"), down.lastErr)
+		return fmt.Sprintf("upstream %s down since %s: %v", down.up.Name(), soonest.Format("15:04:05"), down.lastErr), true
 	}
-	return "no upstream serves it"
+	return "no upstream serves it", true
 }
 
 // weigh finds out how urgent each batch is, and how hard upstreams that are shared with people are
@@ -244,7 +244,8 @@ func (e *Engine) weigh(now time.Time) {
 		}
 	}
 	for _, s := range e.sites {
-		s.gate.Press(press[s])
+		s.pressure = press[s]
+		s.gate.Press(s.pressure)
 	}
 }
 

@@ -96,7 +96,7 @@ func (e *Engine) take(s *site) *call {
 	}
 	c := s.pending
 	if c == nil {
-		q.pop(next, s)
+		e.metrics.prefix(q.pop(next, s))
 		c = &call{hold: next.hold, i: next.i}
 		if next.again >= 0 && c.request().cuts >= suspect {
 			c.alone = true

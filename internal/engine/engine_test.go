@@ -216,6 +216,7 @@ func (b *bench) wantCalls(input []byte, n int) {
 type up struct {
 	*sim.Server
 	*upstream.Upstream
+	config  upstream.Config // of it
 	handler atomic.Pointer[http.Handler]
 	away    atomic.Bool // connections are refused
 }
@@ -250,6 +251,7 @@ func (b *bench) upstream(cfg sim.Config, c upstream.Config) *up {
 		},
 		MaxIdleConnsPerHost: 100,
 	}
+	u.config = c
 	var err error
 	if u.Upstream, err = upstream.New(c); err != nil {
 		b.Fatal(err)

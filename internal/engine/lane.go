@@ -377,15 +377,16 @@ func (q *queue) peek(s *site, w wish, homes *homes, now time.Time) (candidate, b
 }
 
 // pop takes c out of the queue from which it was peeked for s.
-func (q *queue) pop(c candidate, s *site) {
+func (q *queue) pop(c candidate, s *site) choice {
 	if c.again >= 0 {
 		c.due = slices.Delete(c.due, c.again, c.again+1)
-		return
+		return single
 	}
 	c.unsent--
-	if !c.frail {
-		q.runs.advance(s)
+	if c.frail {
+		return single
 	}
+	return q.runs.advance(s)
 }
 
 // A retry is a request that waits for its next attempt. It holds no slot.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"sync"
 	"testing"
@@ -258,4 +259,11 @@ func TestComingAndGoing(t *testing.T) {
 		b.want(b.ends(id), batch.Completed, 1500, 1500, 0)
 		p.drain()
 	})
+}
+
+// get asks the simulator itself, past everything before it.
+func (u *up) get(path string) []byte {
+	w := httptest.NewRecorder()
+	u.Server.ServeHTTP(w, httptest.NewRequest("GET", path, nil))
+	return w.Body.Bytes()
 }

@@ -36,7 +36,17 @@ type run struct {
 type family struct {
 	prefix prefix
 	runs   []run
+	choice choice // by which whoever is in it came to it
 }
+
+// A choice is how a request came to its upstream.
+type choice int
+
+const (
+	single choice = iota // it begins like no other
+	kept                 // requests that begin alike went there before, or nowhere
+	moved                // they went elsewhere; but that upstream was busy
+)
 
 func (f *family) unsent() (n int) {
 	for _, r := range f.runs {
@@ -80,20 +90,25 @@ func (r *runs) next(s *site, homes *homes) (h *hold, i int32, ok bool) {
 		if f = r.begin(s, homes); f == nil {
 			return nil, 0, false
 		}
-		r.begun[s] = f
+		if r.begun[s] = f; f.prefix != 0 {
+			if f.choice = moved; homes.of(f.prefix) == s {
+				f.choice = kept
+			}
+		}
 	}
 	n := &f.runs[0]
 	return n.hold, n.hold.order[n.from], true
 }
 
 // advance notes that s sends what next returned.
-func (r *runs) advance(s *site) {
+func (r *runs) advance(s *site) choice {
 	f := r.begun[s]
 	f.runs[0].from++
 	if f.runs[0].from == f.runs[0].to {
 		f.runs = f.runs[1:]
 	}
 	r.trim(s)
+	return f.choice
 }
 
 // trim has s be done with a family of which nothing is left.

@@ -24,6 +24,7 @@ type site struct {
 	former   *site         // that was configured for the same upstream before, while it has calls in flight
 	observed time.Time     // of the upstream's last reading that the gate was told
 	running  int           // whoever's calls the upstream worked on then
+	pressure float64       // how hard it is pressed, where people use it, too
 
 	// What is known of the upstream. An answer counts by when its call was sent: that one of before
 	// is still answered says nothing about calls of today.
