@@ -81,6 +81,10 @@ func (e *Engine) eta(b batch.Batch, held []*queue, now time.Time) (last time.Tim
 	for _, q := range held {
 		known += q.remaining()
 	}
+	// Lanes at the same upstreams leave their slots to each other as they end, so it takes them all
+	// together as long as it takes each on average over the slots that it has.
+	type together struct{ took, slots float64 }
+	all := map[string]together{}
 	for _, q := range held {
 		n := q.remaining()
 		if n == 0 {
@@ -90,7 +94,15 @@ func (e *Engine) eta(b batch.Batch, held []*queue, now time.Time) (last time.Tim
 		if at.IsZero() {
 			return at
 		}
-		last = latest(last, at)
+		key := ""
+		for _, s := range q.share.lane.sites {
+			key += s.up.Name() + "\n"
+		}
+		t, slots := all[key], float64(max(q.inFlight, 1))
+		all[key] = together{t.took + at.Sub(now).Seconds()*slots, t.slots + slots}
+	}
+	for _, t := range all {
+		last = latest(last, now.Add(time.Duration(t.took/t.slots*float64(time.Second))))
 	}
 	return last
 }
@@ -163,6 +175,9 @@ func (e *Engine) trouble(l *lane, q *queue, now time.Time) (why string, stuck bo
 		return why, stuck
 	}
 	for _, s := range l.sites {
+		if s.asked.After(now) {
+			return throttledBy(s, s.asked), true
+		}
 		if s.lastErr != nil {
 			return fmt.Sprintf("upstream %s fails, trying again: %v", s.up.Name(), s.lastErr), true
 		}
@@ -208,13 +223,17 @@ func (e *Engine) laneTrouble(k batch.Lane, now time.Time) (why string, stuck boo
 		}
 		return fmt.Sprintf("limit of %d %s a minute at %s", most, by, limited.up.Name()), false
 	case throttled != nil:
-		return fmt.Sprintf("throttled by %s until %s", throttled.up.Name(), until.Format("15:04:05")), true
+		return throttledBy(throttled, until), true
 	case downs > 1:
 		return fmt.Sprintf("all upstreams unreachable since %s: %v", soonest.Format("15:04"), down.lastErr), true
 	case downs == 1:
 		return fmt.Sprintf("upstream %s down since %s: %v", down.up.Name(), soonest.Format("15:04:05"), down.lastErr), true
 	}
 	return "no upstream serves it", true
+}
+
+func throttledBy(s *site, until time.Time) string {
+	return fmt.Sprintf("throttled by %s until %s", s.up.Name(), until.Format("15:04:05"))
 }
 
 // weigh finds out how urgent each batch is, and how hard upstreams that are shared with people are

@@ -18,9 +18,8 @@ func (e *Engine) work(s *site, c *call) {
 	for ; c != nil; c = e.next(s, c, wait) {
 		start := time.Now()
 		a := caller.Call(c.ctx, c.lane.Endpoint, c.request().Body)
-		took := time.Since(start)
-		e.metrics.call(s.up, a.Class, took)
-		if r, final := e.settle(s, c, a, took); final {
+		e.metrics.call(s.up, a.Class, time.Since(start))
+		if r, final := e.settle(s, c, a); final {
 			line = r.AppendLine(line[:0], c.lease.BatchID, c.request().Request)
 			e.recorder.add(c.hold, int(c.i), r.OK(), r.Usage, line)
 			e.metrics.result(r)
@@ -122,6 +121,7 @@ func (e *Engine) take(s *site) *call {
 	q.share.sent(now)
 	q.share.lane.sent(now)
 	q.pace.Send(now)
+	q.share.lane.pace.Send(now)
 	return c
 }
 
@@ -161,7 +161,7 @@ const (
 )
 
 // settle decides what the answer to c means: a final result, or another attempt later.
-func (e *Engine) settle(s *site, c *call, a upstream.Answer, took time.Duration) (r batch.Result, final bool) {
+func (e *Engine) settle(s *site, c *call, a upstream.Answer) (r batch.Result, final bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	now := time.Now()
@@ -197,6 +197,7 @@ func (e *Engine) settle(s *site, c *call, a upstream.Answer, took time.Duration)
 		r = batch.Result{Status: a.Status, RequestID: a.RequestID, Body: a.Body}
 	case upstream.Throttled:
 		outcome = sched.Throttled
+		s.asked = latest(s.asked, now.Add(a.RetryAfter))
 	case upstream.Refused:
 		outcome = sched.Refused
 	case upstream.Aborted:
@@ -217,6 +218,7 @@ func (e *Engine) settle(s *site, c *call, a upstream.Answer, took time.Duration)
 		}
 	}
 	e.report(s, c, a, outcome, now)
+	took := now.Sub(c.sentAt)
 	if final {
 		c.queue.pace.Done(took, now)
 		c.lane.pace.Done(took, now)
@@ -225,8 +227,8 @@ func (e *Engine) settle(s *site, c *call, a upstream.Answer, took time.Duration)
 		c.open--
 		return r, true
 	}
-	c.queue.pace.Drop(now)
-	c.lane.pace.Drop(now)
+	c.queue.pace.Drop(took, now)
+	c.lane.pace.Drop(took, now)
 	if c.ending == "" && !c.sealing && outcome != sched.Abandoned {
 		wait := sched.Backoff(req.sent+1, a.RetryAfter, rand.Float64())
 		switch outcome {
@@ -259,7 +261,7 @@ func (e *Engine) report(s *site, c *call, a upstream.Answer, outcome sched.Outco
 	case a.Class == upstream.Throttled, a.Class == upstream.Refused, a.Class == upstream.Permanent:
 		used = 0 // it was not worked on
 	}
-	s.tokens.Settle(c.reserved, used, now)
+	s.tokens.Settle(c.sentAt, c.reserved, used, now)
 	wasClosed := s.gate.Probing()
 	s.gate.Done(c.ticket, sched.Report{
 		Outcome: outcome, RetryAfter: a.RetryAfter, Work: cmp.Or(a.Usage.Output, a.Usage.Total, 1),

@@ -22,6 +22,7 @@ type site struct {
 	pending  *call         // a suspect that waits for the upstream to be empty
 	retired  bool          // it is not configured any more, and gets no calls
 	former   *site         // that was configured for the same upstream before, while it has calls in flight
+	asked    time.Time     // until when the upstream asked somebody to wait
 	observed time.Time     // of the upstream's last reading that the gate was told
 	running  int           // whoever's calls the upstream worked on then
 	pressure float64       // how hard it is pressed, where people use it, too

@@ -47,7 +47,7 @@ func BenchmarkTake(b *testing.B) {
 				if len(calls) == 64 {
 					x := calls[0]
 					calls = calls[1:]
-					e.settle(s, x, upstream.Answer{Class: upstream.OK, Status: 200}, time.Second)
+					e.settle(s, x, upstream.Answer{Class: upstream.OK, Status: 200})
 					x.inFlight--
 					x.count(time.Now())
 				}

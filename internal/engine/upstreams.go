@@ -10,7 +10,9 @@ func (e *Engine) Upstreams() []batch.UpstreamState {
 	for i, s := range e.sites {
 		u := s.up.State()
 		u.InFlight, u.Limit = s.inFlight(), s.gate.Limit()
-		u.ThrottledUntil, _ = s.gate.Throttled()
+		if until, ok := s.gate.Throttled(); ok {
+			u.ThrottledUntil = until
+		}
 		if since, _, closed := s.gate.Closed(); closed {
 			u.Healthy, u.Since = false, since
 			if s.lastErr != nil {
