@@ -40,7 +40,7 @@ type Config struct {
 	Policy batch.Policy
 
 	// Activity returns what goes on for a batch. Nil: nobody here knows.
-	Activity func(batchID string) batch.Activity
+	Activity func(b batch.Batch) batch.Activity
 	// Wake is called after a batch was created or cancelled, and must not block. Nil: nobody is told.
 	Wake func()
 	// Ready returns why this process cannot serve now. Nil: it always can.

@@ -9,7 +9,10 @@ func (e *Engine) Upstreams() []batch.UpstreamState {
 	states := make([]batch.UpstreamState, len(e.sites))
 	for i, s := range e.sites {
 		u := s.up.State()
-		u.InFlight, u.Limit = s.gate.InFlight(), s.gate.Limit()
+		u.InFlight, u.Limit = s.inFlight(), s.gate.Limit()
+		if until, ok := s.gate.Throttled(); ok {
+			u.ThrottledUntil = until
+		}
 		if since, _, closed := s.gate.Closed(); closed {
 			u.Healthy, u.Since = false, since
 			if s.lastErr != nil {
