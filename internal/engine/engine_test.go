@@ -394,7 +394,7 @@ func (b *bench) run(text []byte) string {
 
 func (b *bench) cancel(id string) {
 	b.Helper()
-	if _, err := b.store.CancelBatch(b.Context(), b.owner[id], id); err != nil {
+	if _, err := b.store.CancelBatch(b.Context(), cmp.Or(b.owner[id], batch.DefaultProject), id); err != nil {
 		b.Fatal(err)
 	}
 	b.wake()
@@ -404,7 +404,7 @@ func (b *bench) cancel(id string) {
 // look returns a batch as it is, and checks that it could come to be so from what it was.
 func (b *bench) look(id string) batch.Batch {
 	b.Helper()
-	now, err := b.store.Batch(b.Context(), b.owner[id], id)
+	now, err := b.store.Batch(b.Context(), cmp.Or(b.owner[id], batch.DefaultProject), id)
 	if err != nil {
 		b.Fatal(err)
 	}
