@@ -54,7 +54,6 @@ func (s *server) sendRecorded(w *response, r *http.Request, p batch.Project, fai
 		return s.sendFile(w, r, f)
 	}
 	w.Header().Set("Content-Type", "application/octet-stream")
-	w.Header().Set("X-Content-Type-Options", "nosniff")
 	w.WriteHeader(http.StatusOK)
 	if r.Method == http.MethodHead || b.Status.Terminal() {
 		return nil

@@ -90,7 +90,7 @@ func (f *form) read(w *response, r *http.Request) error {
 	if r.ContentLength > most {
 		return f.tooLarge
 	}
-	w.body.left = most
+	w.body.left, w.body.whole = most, false
 	r.Body = io.NopCloser(bufio.NewReaderSize(r.Body, 64<<10)) // parts are read 4 KiB at a time
 	parts, err := r.MultipartReader()
 	if err != nil {
