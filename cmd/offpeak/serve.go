@@ -33,7 +33,7 @@ type serveCmd struct {
 	MaxRequests     int64         `placeholder:"N" env:"OFFPEAK_MAX_REQUESTS" help:"How many requests a batch may have; by default 1000000, with --compat openai 50000."`
 	KeepBatches     time.Duration `placeholder:"DURATION" env:"OFFPEAK_KEEP_BATCHES" help:"How long batches are kept after their end, such as 2160h; by default for good."`
 	KeepDeleted     time.Duration `default:"168h" placeholder:"DURATION" env:"OFFPEAK_KEEP_DELETED" help:"How long the bytes of deleted and expired files stay on the disk, for the sake of backups (default: ${default})."`
-	MaxConnections  int           `placeholder:"N" env:"OFFPEAK_MAX_CONNECTIONS" help:"How many connections clients may have; by default 16384, or less where this process may open few files. Beyond, idle ones are closed, and if none is idle, clients are told to come again."`
+	MaxConnections  int           `placeholder:"N" env:"OFFPEAK_MAX_CONNECTIONS" help:"How many connections clients may have; by default 12000, or less where this process may open few files. Beyond, idle ones are closed, and if none is idle, clients are told to come again."`
 	MaxTransfers    int           `default:"128" placeholder:"N" env:"OFFPEAK_MAX_TRANSFERS" help:"How many files may be uploaded, and as many downloaded, at a time, half of them by one project (default: ${default})."`
 	Drain           time.Duration `default:"30s" placeholder:"DURATION" env:"OFFPEAK_DRAIN" help:"How long requests in flight may go on when the server is asked to stop (default: ${default})."`
 	LogLevel        string        `default:"info" enum:"debug,info,warn,error" env:"OFFPEAK_LOG_LEVEL" help:"What to log: debug, info, warn or error (default: ${default})."`
@@ -172,7 +172,7 @@ func logModels(ctx context.Context, pool *upstream.Pool, log *slog.Logger) {
 // defaultConnections is how many connections clients may have where nobody says: so many that there
 // are files left to open for everything else.
 func defaultConnections(transfers int) int {
-	const most, others = 16384, 512 // the database, upstreams
+	const most, others = 12_000, 512 // the database, upstreams
 	var files syscall.Rlimit
 	if syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files) != nil { // Go has raised it as far as it may
 		return most

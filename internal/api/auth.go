@@ -62,12 +62,9 @@ func (s *server) authenticate(r *http.Request) (batch.Project, error) {
 		return batch.Project{}, errNoKey
 	}
 	hash := sha256.Sum256([]byte(key))
-	release, err := s.reads.take(r.Context(), s.keys.project(hash))
-	if err != nil {
-		return batch.Project{}, err
-	}
-	p, err := s.Keys.Authenticate(r.Context(), key, isLocal(r.Host))
-	release()
+	p, err := within(r.Context(), s.reads, s.keys.project(hash), func() (batch.Project, error) {
+		return s.Keys.Authenticate(r.Context(), key, isLocal(r.Host))
+	})
 	if err == nil {
 		s.keys.note(hash, p.ID)
 	}

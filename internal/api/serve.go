@@ -27,20 +27,12 @@ func answerJSON[In, Out any](
 	decode func(*http.Request) (In, error),
 	do func(context.Context, batch.Project, In) (Out, error),
 ) projectHandler {
-	act := func(ctx context.Context, p batch.Project, in In) (out Out, err error) {
-		release, err := turn.take(ctx, p.ID)
-		if err != nil {
-			return out, err
-		}
-		defer release()
-		return do(ctx, p, in)
-	}
 	answer := func(w *response, r *http.Request, p batch.Project) error {
 		in, err := decode(r)
 		if err != nil {
 			return err
 		}
-		out, err := act(r.Context(), p, in)
+		out, err := within(r.Context(), turn, p.ID, func() (Out, error) { return do(r.Context(), p, in) })
 		if err != nil {
 			return err
 		}

@@ -70,6 +70,35 @@ func (s *slots) take(ctx context.Context, project string) (release func(), err e
 	return nil, err
 }
 
+// within runs f while its project holds a slot.
+//
+// It does so on a goroutine of its own. The database's code grows a stack to 32 KiB and more, which
+// a goroutine keeps for long after; thousands of connections would each have one, where no more
+// than there are slots are of use.
+func within[T any](ctx context.Context, s *slots, project string, f func() (T, error)) (T, error) {
+	var (
+		v   T
+		err error
+	)
+	release, err := s.take(ctx, project)
+	if err != nil {
+		return v, err
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		defer release()
+		defer func() {
+			if p := recover(); p != nil {
+				err = newPanicError(p)
+			}
+		}()
+		v, err = f()
+	}()
+	<-done // f ends with ctx, if need be
+	return v, err
+}
+
 func (s *slots) may(project string) bool { return s.held[project] < s.free }
 
 func (s *slots) grant(project string) {
