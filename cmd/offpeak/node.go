@@ -34,6 +34,9 @@ type engineFlags struct {
 	MaxLine     byteSize      `default:"64MiB" placeholder:"SIZE" env:"OFFPEAK_MAX_LINE" help:"How long a line of the input may be (default: ${default})."`
 }
 
+// maxMaxAnswer is how large an answer can be recorded, with room to spare: SQLite keeps 1 GB in a row.
+const maxMaxAnswer = 512 << 20
+
 // settings returns the upstreams that the flags and the config file ask for. Flags win; what the
 // file says about the URL of a flag still counts.
 func (f *engineFlags) settings(c *configFile, getenv func(string) string) ([]upstreamSetting, error) {
@@ -42,6 +45,8 @@ func (f *engineFlags) settings(c *configFile, getenv func(string) string) ([]ups
 		return nil, fmt.Errorf("--max-in-flight is %d, want at least 1", f.MaxInFlight)
 	case f.Timeout <= 0:
 		return nil, fmt.Errorf("--timeout is %s, want more than 0", f.Timeout)
+	case f.MaxAnswer > maxMaxAnswer:
+		return nil, fmt.Errorf("--max-answer is %s, want at most %s", humanize.IBytes(uint64(f.MaxAnswer)), humanize.IBytes(maxMaxAnswer))
 	}
 	settings := c.upstreams
 	if len(f.Upstream) > 0 {
@@ -137,6 +142,7 @@ func openNode(ctx context.Context, dir string, f *engineFlags, c *configFile, ec
 	if err := makeFolder(dir); err != nil {
 		return nil, err
 	}
+	warnOpenFolder(dir, log)
 	if n.store, err = store.Open(ctx, dir, store.Options{}); err != nil {
 		return nil, err
 	}

@@ -106,7 +106,7 @@ type Unpacker struct{ dec *zstd.Decoder }
 
 // NewUnpacker returns an unpacker.
 func NewUnpacker() *Unpacker {
-	dec, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true))
+	dec, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxMemory(maxGroup))
 	if err != nil {
 		panic(err) // of the options, which are constant
 	}
@@ -115,6 +115,10 @@ func NewUnpacker() *Unpacker {
 
 // Close gives the unpacker's memory back.
 func (u *Unpacker) Close() { u.dec.Close() }
+
+// maxGroup bounds what a group may unpack to, so that a damaged one does not claim all the memory
+// there is. A group that was packed is smaller: it has few answers, and those are bounded.
+const maxGroup = 1 << 30
 
 // Unpack returns the data of a group. It may point into the group.
 func (u *Unpacker) Unpack(group []byte) ([]byte, error) {
@@ -125,7 +129,7 @@ func (u *Unpacker) Unpack(group []byte) ([]byte, error) {
 	case formatPlain:
 		return group[1:], nil
 	case formatZstd:
-		return u.dec.DecodeAll(group[1:], nil)
+		return u.dec.DecodeAll(group[1:], nil) // checks a sum
 	}
 	return nil, fmt.Errorf("group format %d is of a newer version", group[0])
 }

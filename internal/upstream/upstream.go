@@ -133,6 +133,9 @@ func parseURL(raw string) (*url.URL, error) {
 	return u, nil
 }
 
+// maxHeader bounds the header of an answer. There may be as many as calls in flight.
+const maxHeader = 256 << 10
+
 // transport keeps as many connections as there may be calls: with net/http's default of two, most
 // calls would open one.
 func transport(maxInFlight int) *http.Transport {
@@ -145,10 +148,11 @@ func transport(maxInFlight int) *http.Transport {
 		MaxIdleConnsPerHost: maxInFlight,
 		// Servers in Python and Node close a connection that was idle for 5 s. We must be faster:
 		// a request that meets the closing is lost, and nobody knows whether it was read.
-		IdleConnTimeout:       4 * time.Second,
-		DisableCompression:    true,
-		ForceAttemptHTTP2:     true,
-		ExpectContinueTimeout: time.Second,
+		IdleConnTimeout:        4 * time.Second,
+		MaxResponseHeaderBytes: maxHeader,
+		DisableCompression:     true,
+		ForceAttemptHTTP2:      true,
+		ExpectContinueTimeout:  time.Second,
 	}
 }
 
@@ -247,7 +251,7 @@ func (c *Caller) Call(ctx context.Context, endpoint string, body []byte) Answer 
 			a = Answer{Class: Transient, Cut: true, Err: c.up.explain("%w", err)}
 		}
 	}
-	if a.RequestID == "" || len(a.RequestID) > maxRequestID {
+	if a.RequestID == "" || len(a.RequestID) > maxRequestID || len(c.up.cfg.Key) >= shortestKey && strings.Contains(a.RequestID, c.up.cfg.Key) {
 		a.RequestID = batch.NewToken()
 	}
 	if c.buf.Cap() > smallAnswer {
@@ -290,6 +294,11 @@ func (c *Caller) roundTrip(ctx context.Context, endpoint string, body []byte) (a
 		return a, fmt.Errorf("the connection broke off within the answer: %w", plain(err))
 	}
 	a.Body = c.buf.Bytes()
+	if key := c.up.cfg.Key; a.Class != OK && len(key) >= shortestKey && bytes.Contains(a.Body, []byte(key)) {
+		// It becomes a line of somebody's error file, and the key is not theirs. Some gateways
+		// repeat what they were sent.
+		a.Body = bytes.ReplaceAll(a.Body, []byte(key), []byte("(key)"))
+	}
 	c.interpret(&a, resp.Header)
 	return a, nil
 }
@@ -367,10 +376,14 @@ func (c *Caller) interpret(a *Answer, h http.Header) {
 	a.Err = c.up.explain("HTTP %d: %s%s", s, words(a.Body), c.up.keyHint(s))
 }
 
+// shortestKey is how long a key is that is kept out of what others see: shorter ones are words like
+// "none".
+const shortestKey = 8
+
 // explain makes an error for people. Some upstreams repeat the key they were given.
 func (u *Upstream) explain(format string, args ...any) error {
 	err := fmt.Errorf(format, args...)
-	if len(u.cfg.Key) >= 8 && strings.Contains(err.Error(), u.cfg.Key) { // shorter ones are words like "none"
+	if len(u.cfg.Key) >= shortestKey && strings.Contains(err.Error(), u.cfg.Key) {
 		return errors.New(strings.ReplaceAll(err.Error(), u.cfg.Key, "(key)"))
 	}
 	return err
