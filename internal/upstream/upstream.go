@@ -294,8 +294,8 @@ func (c *Caller) roundTrip(ctx context.Context, endpoint string, body []byte) (a
 		return a, fmt.Errorf("the connection broke off within the answer: %w", plain(err))
 	}
 	a.Body = c.buf.Bytes()
-	if key := c.up.cfg.Key; a.Class != OK && len(key) >= shortestKey && bytes.Contains(a.Body, []byte(key)) {
-		// It becomes a line of somebody's error file, and the key is not theirs. Some gateways
+	if key := c.up.cfg.Key; (a.Class == Permanent || a.Class == Transient) && len(key) >= shortestKey && bytes.Contains(a.Body, []byte(key)) {
+		// It may become a line of somebody's error file, and the key is not theirs. Some gateways
 		// repeat what they were sent.
 		a.Body = bytes.ReplaceAll(a.Body, []byte(key), []byte("(key)"))
 	}
@@ -370,7 +370,7 @@ func (c *Caller) interpret(a *Answer, h http.Header) {
 		a.Denied = s == 403 || s == 404
 	}
 	if s >= 300 && s < 400 {
-		a.Err = c.up.explain("HTTP %d: it redirects to %s; configure the URL it really has", s, h.Get("Location"))
+		a.Err = c.up.explain("HTTP %d: it redirects to %s; configure the URL it really has", s, excerpt([]byte(h.Get("Location"))))
 		return
 	}
 	a.Err = c.up.explain("HTTP %d: %s%s", s, words(a.Body), c.up.keyHint(s))
