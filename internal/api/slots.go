@@ -19,7 +19,14 @@ type slots struct {
 	mu      sync.Mutex
 	free    int
 	held    map[string]int        // by project, if any
-	waiting map[string]*list.List // by project, if any: of chan struct{}, which is closed to whom a slot is given
+	waiting map[string]*list.List // by project, if any: of waiter
+	arrived int                   // how many ever waited
+}
+
+// A waiter waits for a slot.
+type waiter struct {
+	given chan struct{} // is closed when it has one
+	turn  int
 }
 
 // slotWait is how long a request waits for a slot: less than the minute after which proxies give up
@@ -46,7 +53,8 @@ func (s *slots) take(ctx context.Context, project string) (release func(), err e
 		s.waiting[project] = queue
 	}
 	given := make(chan struct{})
-	place := queue.PushBack(given)
+	s.arrived++
+	place := queue.PushBack(waiter{given, s.arrived})
 	s.mu.Unlock()
 
 	timer := time.NewTimer(s.wait)
@@ -106,7 +114,8 @@ func (s *slots) grant(project string) {
 	s.held[project]++
 }
 
-// give takes a slot back and gives what may be given now, to the project that has the fewest first.
+// give takes a slot back and gives what may be given now: to the project that has the fewest, of
+// several to who has waited longest.
 func (s *slots) give(project string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -115,19 +124,20 @@ func (s *slots) give(project string) {
 		delete(s.held, project)
 	}
 	for {
-		next, found := "", false
-		for p := range s.waiting { // as many as there are projects with a crowd
-			if s.may(p) && (!found || s.held[p] < s.held[next]) {
-				next, found = p, true
+		var next string
+		var first waiter                  // of next; none yet if its turn is 0
+		for p, queue := range s.waiting { // as many as there are projects with a crowd
+			w := queue.Front().Value.(waiter)
+			if s.may(p) && (first.turn == 0 || s.held[p] < s.held[next] || s.held[p] == s.held[next] && w.turn < first.turn) {
+				next, first = p, w
 			}
 		}
-		if !found {
+		if first.turn == 0 {
 			return
 		}
-		first := s.waiting[next].Front()
 		s.grant(next)
-		close(first.Value.(chan struct{}))
-		s.remove(next, first)
+		close(first.given)
+		s.remove(next, s.waiting[next].Front())
 	}
 }
 
