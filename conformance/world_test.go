@@ -158,7 +158,7 @@ func (w *world) foreignThings(t *testing.T, c openai.Client) []string {
 // expired.
 func (w *world) env(t *testing.T, suite string) []string {
 	key := w.key(t, w.data, suite)
-	project, err := w.store.Keys(true).Authenticate(t.Context(), key)
+	project, err := w.store.Keys(true).Authenticate(t.Context(), key, false)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -34,6 +34,9 @@ type engineFlags struct {
 	MaxLine     byteSize      `default:"64MiB" placeholder:"SIZE" env:"OFFPEAK_MAX_LINE" help:"How long a line of the input may be (default: ${default})."`
 }
 
+// maxMaxAnswer is how large an answer can be recorded, with room to spare: SQLite keeps 1 GB in a row.
+const maxMaxAnswer = 512 << 20
+
 // rules are what inputs are checked against; requests bounds them, 0 leaves that to the profile.
 func (f *engineFlags) rules(p batch.Profile, requests int64) batch.Rules {
 	r := batch.Rules{MaxLine: int(f.MaxLine), MaxRequests: cmp.Or(requests, 1_000_000)}
@@ -73,6 +76,7 @@ func openNode(ctx context.Context, dir string, f *engineFlags, c *configFile, ec
 	if err := makeFolder(dir); err != nil {
 		return nil, err
 	}
+	warnOpenFolder(dir, log)
 	if n.store, err = store.Open(ctx, dir, store.Options{}); err != nil {
 		return nil, err
 	}

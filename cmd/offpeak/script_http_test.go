@@ -145,6 +145,7 @@ func freePort(ts *testscript.TestScript, neg bool, args []string) {
 //	BIG n      answers with n bytes of text
 //	CUT        breaks off in the middle of the answer
 //	TEXT       answers with something that is not JSON
+//	ECHO       refuses the request, and repeats the header it came with, keys and all
 //
 // $NAME is its base URL.
 func oddUpstream(ts *testscript.TestScript, neg bool, args []string) {
@@ -181,6 +182,11 @@ func oddUpstream(ts *testscript.TestScript, neg bool, args []string) {
 		case string(m[1]) == "TEXT":
 			io.WriteString(w, "upstream connect error")
 			return
+		case string(m[1]) == "ECHO":
+			w.Header().Set("X-Request-Id", r.Header.Get("Authorization"))
+			w.WriteHeader(http.StatusBadRequest)
+			fmt.Fprintf(w, `{"error":{"message":"bad request of %s"}}`, r.Header.Get("Authorization"))
+			return
 		}
 		fmt.Fprintf(w, `{"object":"chat.completion","choices":[{"index":0,"message":{"role":"assistant","content":"%s"}}],"usage":{"prompt_tokens":1,"completion_tokens":2,"total_tokens":3}}`,
 			strings.Repeat("x", size))
@@ -194,4 +200,4 @@ func oddUpstream(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Setenv(args[0], server.URL+"/v1")
 }
 
-var oddWish = regexp.MustCompile(`(HANG|CUT|TEXT|BIG (\d+))`)
+var oddWish = regexp.MustCompile(`(HANG|CUT|TEXT|ECHO|BIG (\d+))`)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -35,6 +36,8 @@ type serveCmd struct {
 	MaxRequests     int64         `placeholder:"N" env:"OFFPEAK_MAX_REQUESTS" help:"How many requests a batch may have; by default 1000000, with --compat openai 50000."`
 	KeepBatches     time.Duration `placeholder:"DURATION" env:"OFFPEAK_KEEP_BATCHES" help:"How long batches are kept after their end, such as 2160h; by default for good."`
 	KeepDeleted     time.Duration `default:"168h" placeholder:"DURATION" env:"OFFPEAK_KEEP_DELETED" help:"How long the bytes of deleted and expired files stay on the disk, for the sake of backups (default: ${default})."`
+	MaxConnections  int           `placeholder:"N" env:"OFFPEAK_MAX_CONNECTIONS" help:"How many connections clients may have; by default 12000, or less where this process may open few files. Beyond, idle ones are closed, and if none is idle, clients are told to come again."`
+	MaxTransfers    int           `default:"128" placeholder:"N" env:"OFFPEAK_MAX_TRANSFERS" help:"How many files may be uploaded, and as many downloaded, at a time, half of them by one project (default: ${default})."`
 	Drain           time.Duration `default:"30s" placeholder:"DURATION" env:"OFFPEAK_DRAIN" help:"How long requests in flight may go on when the server is asked to stop (default: ${default})."`
 	LogLevel        string        `default:"info" enum:"debug,info,warn,error" env:"OFFPEAK_LOG_LEVEL" help:"What to log: debug, info, warn or error (default: ${default})."`
 	LogFormat       string        `default:"text" enum:"text,json" env:"OFFPEAK_LOG_FORMAT" help:"How to log: text or json (default: ${default})."`
@@ -63,8 +66,13 @@ func (cmd *serveCmd) Run(ctx context.Context, s *streams, c *configFile, reread 
 	if err != nil {
 		return err
 	}
-	if cmd.Drain < 0 {
+	switch {
+	case cmd.Drain < 0:
 		return fmt.Errorf("--drain is %s, want 0 or more", cmd.Drain)
+	case cmd.MaxConnections < 0:
+		return fmt.Errorf("--max-connections is %d, want at least 1", cmd.MaxConnections)
+	case cmd.MaxTransfers < 2:
+		return fmt.Errorf("--max-transfers is %d, want at least 2, since one project gets half of them", cmd.MaxTransfers)
 	}
 	// First the address: whoever has it in use should not find out after a minute of recovery.
 	listener, err := net.Listen("tcp", cmd.Listen)
@@ -105,8 +113,9 @@ func (cmd *serveCmd) Run(ctx context.Context, s *streams, c *configFile, reread 
 	server := &http.Server{
 		Handler: farewell(&stopping, api.New(api.Config{
 			Store: n.store, Blobs: n.blobs, Models: n.pool, Upstreams: n.engine, Keys: keys, Wake: n.engine.Wake, Activity: n.engine.Activity, Log: log,
-			Policy:  batch.Policy{Profile: profile, Endpoints: cmd.Endpoint, MaxInput: int64(cmd.MaxInput)},
-			Metrics: promhttp.HandlerFor(n.metrics, promhttp.HandlerOpts{}),
+			MaxTransfers: cmd.MaxTransfers,
+			Policy:       batch.Policy{Profile: profile, Endpoints: cmd.Endpoint, MaxInput: int64(cmd.MaxInput)},
+			Metrics:      promhttp.HandlerFor(n.metrics, promhttp.HandlerOpts{}),
 			Ready: func(ctx context.Context) error {
 				if stopping.Load() {
 					return errors.New("stopping")
@@ -128,7 +137,9 @@ func (cmd *serveCmd) Run(ctx context.Context, s *streams, c *configFile, reread 
 	defer stopEngine()
 	go func() { engineDone <- n.engine.Run(engineCtx, s.Abort) }()
 	serverDone := make(chan error, 1)
-	go func() { serverDone <- server.Serve(api.Listen(server, listener)) }()
+	go func() {
+		serverDone <- server.Serve(api.Listen(server, listener, cmp.Or(cmd.MaxConnections, defaultConnections(cmd.MaxTransfers))))
+	}()
 	for _, u := range n.pool.All() {
 		logUpstream(log, "upstream", u)
 	}
@@ -203,6 +214,18 @@ func logModels(ctx context.Context, pool *upstream.Pool, log *slog.Logger) {
 			return
 		}
 	}
+}
+
+// defaultConnections is how many connections clients may have where nobody says: so many that there
+// are files left to open for everything else.
+func defaultConnections(transfers int) int {
+	const most, others = 12_000, 512 // the database, upstreams
+	var files syscall.Rlimit
+	if syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files) != nil { // Go has raised it as far as it may
+		return most
+	}
+	n := min(files.Cur, 1<<20)
+	return min(most, max(int(n)/2, int(n)-2*transfers-others))
 }
 
 // baseURL returns where clients on this machine reach a server that listens on a.

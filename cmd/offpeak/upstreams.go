@@ -172,8 +172,11 @@ func (n inFlight) String() string {
 // upstreams returns the upstreams that the flags and the config file ask for. Flags win; what the
 // file says about the URL of a flag, or about an upstream of that name, still counts.
 func (f *engineFlags) upstreams(c *configFile, getenv func(string) string) ([]upstream.Config, error) {
-	if f.Timeout <= 0 {
+	switch {
+	case f.Timeout <= 0:
 		return nil, fmt.Errorf("--timeout is %s, want more than 0", f.Timeout)
+	case f.MaxAnswer > maxMaxAnswer:
+		return nil, fmt.Errorf("--max-answer is %s, want at most %s", humanize.IBytes(uint64(f.MaxAnswer)), humanize.IBytes(maxMaxAnswer))
 	}
 	settings := c.upstreams
 	if len(f.Upstream) > 0 {

@@ -23,6 +23,10 @@ import (
 // escaped has a tenth of that.
 const maxJSON = 1 << 20
 
+// smallJSON is what any number of requests may bring at a time. Nearly all have less; to bring more
+// takes a slot.
+const smallJSON = 16 << 10
+
 // clean returns what a client wrote as text that every database can hold: NUL bytes and what is
 // not UTF-8 become U+FFFD, which no id has in it. So an id with such bytes is simply an unknown
 // one (contract R-03).

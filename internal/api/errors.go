@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"runtime/debug"
+	"strconv"
 
 	"offpeak/internal/batch"
 	"offpeak/internal/openai"
@@ -17,6 +18,8 @@ const (
 	timedOut
 	badRange
 	unavailable
+	crossOrigin
+	unsupported
 )
 
 // statuses says which status tells a client of an error. A kind that is not here, and an error
@@ -30,6 +33,8 @@ var statuses = map[batch.Kind]int{
 	timedOut:       http.StatusRequestTimeout,
 	badRange:       http.StatusRequestedRangeNotSatisfiable,
 	unavailable:    http.StatusServiceUnavailable,
+	crossOrigin:    http.StatusForbidden,
+	unsupported:    http.StatusUnsupportedMediaType,
 }
 
 var (
@@ -50,8 +55,16 @@ var (
 
 	errStalled error = &batch.Error{Kind: timedOut, Msg: "Your request was given up because its body did not arrive in time."}
 
+	errCrossOrigin error = &batch.Error{Kind: crossOrigin, Msg: "Web pages from elsewhere may not use this server."}
+
 	errUnavailable error = &batch.Error{Kind: unavailable, Msg: "The engine is currently overloaded, please try again later"}
 )
+
+// compressed refuses a body with a content coding.
+func compressed(coding string) error {
+	return &batch.Error{Kind: unsupported, Msg: fmt.Sprintf(
+		"The body of your request is encoded (Content-Encoding: %s). Send it as it is.", strconv.QuoteToASCII(coding[:min(len(coding), 64)]))}
+}
 
 const serverErrorText = "The server had an error while processing your request. Sorry about that!"
 
@@ -93,6 +106,8 @@ func (s *server) fail(w *response, r *http.Request, err error) {
 		w.Header().Set("WWW-Authenticate", "Bearer")
 	case http.StatusConflict:
 		w.Header().Set("x-should-retry", "false") // SDKs would, twice (contract CA-01)
+	case http.StatusServiceUnavailable:
+		w.Header().Set("Retry-After", "5")
 	}
 	linger := w.body.hangs()
 	if linger {

@@ -319,7 +319,7 @@ func (w *fakeWriter) end() {
 // fakeKeys gives project a to "key-of-a…" and so on.
 type fakeKeys struct{}
 
-func (fakeKeys) Authenticate(_ context.Context, key string) (batch.Project, error) {
+func (fakeKeys) Authenticate(_ context.Context, key string, _ bool) (batch.Project, error) {
 	name, ok := strings.CutPrefix(key, "sk-key-of-project-")
 	switch {
 	case key == "sk-key-that-breaks-the-store":

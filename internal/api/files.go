@@ -64,7 +64,6 @@ func (s *server) sendFile(w *response, r *http.Request, f batch.File) (err error
 	h, status := w.Header(), http.StatusOK
 	h.Set("Content-Type", "application/octet-stream")
 	h.Set("Content-Disposition", disposition(f.Filename))
-	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("Content-Length", strconv.FormatInt(span.n, 10))
 	h.Set("Accept-Ranges", "bytes")
 	h.Set("ETag", etag)

@@ -233,6 +233,9 @@ var provocations = []provocation{
 		field{name: "expires_after[anchor]", value: "created_at"}, field{name: "expires_after[seconds]", value: "1"})},
 	{"401_no_key", 401, withKey("")},
 	{"401_wrong_key", 401, withKey("Bearer sk-proj-of-somebody-else")},
+	{"403_cross_origin", 403, func(x *tester) answer {
+		return x.post("/v1/batches", createBody, "Origin", "https://a-page.example")
+	}},
 	{"404_route", 404, get("/v1/chat/completions")},
 	{"404_batch", 404, get("/v1/batches/batch_0")},
 	{"404_file", 404, get("/v1/files/file-0/content")},
@@ -248,6 +251,7 @@ var provocations = []provocation{
 		x.store.change(x.Context(), "proj_a", b.ID, func(b *batch.Batch) error { return b.Reject(nil, birth) })
 		return x.post("/v1/batches/"+b.ID+"/cancel", "")
 	}},
+	{"415_compressed", 415, func(x *tester) answer { return x.post("/v1/batches", "\x1f\x8b", "Content-Encoding", "gzip") }},
 	{"416_range", 416, func(x *tester) answer {
 		return x.get("/v1/files/"+x.partedFile("abc").ID+"/content", "Range", "bytes=3-")
 	}},

@@ -14,7 +14,7 @@ func TestNoHTTP(t *testing.T) {
 	x := newTester(t, nil)
 	srv := httptest.NewUnstartedServer(New(Config{Store: x.store, Blobs: x.blobs, Keys: fakeKeys{}}))
 	srv.Config.MaxHeaderBytes = 64 << 10
-	srv.Listener = Listen(srv.Config, srv.Listener)
+	srv.Listener = Listen(srv.Config, srv.Listener, 1000)
 	srv.Start()
 	defer srv.Close()
 	x.url = srv.URL
@@ -77,7 +77,7 @@ func TestNoHTTP(t *testing.T) {
 func TestContentIsNoAnswer(t *testing.T) {
 	x := newTester(t, nil)
 	srv := httptest.NewUnstartedServer(New(Config{Store: x.store, Blobs: x.blobs, Keys: fakeKeys{}}))
-	srv.Listener = Listen(srv.Config, srv.Listener)
+	srv.Listener = Listen(srv.Config, srv.Listener, 1000)
 	srv.Start()
 	defer srv.Close()
 	x.url = srv.URL

@@ -1,7 +1,9 @@
 package api
 
 import (
+	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -54,7 +56,6 @@ func (s *server) sendRecorded(w *response, r *http.Request, p batch.Project, fai
 		return s.sendFile(w, r, f)
 	}
 	w.Header().Set("Content-Type", "application/octet-stream")
-	w.Header().Set("X-Content-Type-Options", "nosniff")
 	w.WriteHeader(http.StatusOK)
 	if r.Method == http.MethodHead || b.Status.Terminal() {
 		return nil
@@ -70,10 +71,11 @@ func (s *server) sendRecorded(w *response, r *http.Request, p batch.Project, fai
 // sendSegment writes the lines of one segment, whole ones and each once, whatever happens to the
 // segment meanwhile.
 func (s *server) sendSegment(ctx context.Context, w io.Writer, batchID string, g batch.Sealed, failed bool) error {
+	var sent lineSet
 	if !g.Sealed {
-		groups, err := s.groups(ctx, g.Segment)
-		if err == nil && len(groups) > 0 {
-			return sendGroups(w, groups, failed)
+		n, err := s.sendJournal(ctx, w, g.Segment, failed, &sent)
+		if err == nil && n > 0 {
+			return nil
 		}
 		if err != nil && !errors.Is(err, batch.ErrSealed) {
 			return err
@@ -92,48 +94,85 @@ func (s *server) sendSegment(ctx context.Context, w io.Writer, batchID string, g
 	if g.Part.Key == "" {
 		return nil
 	}
-	lines := blob.Concat(ctx, s.Blobs, []batch.Part{g.Part}, 0, g.Part.Bytes)
-	defer lines.Close()
-	_, err := io.Copy(w, lines)
-	return err
+	part := blob.Concat(ctx, s.Blobs, []batch.Part{g.Part}, 0, g.Part.Bytes)
+	defer part.Close()
+	if len(sent) == 0 {
+		_, err := io.Copy(w, part)
+		return err
+	}
+	return sent.copyOthers(w, part)
 }
 
-// groups returns what is recorded of an open segment, all of it before a line is sent: a segment
-// that is sealed in between is begun anew.
-func (s *server) groups(ctx context.Context, segment int64) (groups [][]byte, err error) {
+// sendJournal writes what is recorded of an open segment, one group after the other, and returns how
+// many there are. It fails with batch.ErrSealed if the segment is sealed meanwhile; what it wrote
+// until then is in sent.
+func (s *server) sendJournal(ctx context.Context, w io.Writer, segment int64, failed bool, sent *lineSet) (n int, err error) {
 	seqs, err := s.Store.JournalSeqs(ctx, segment)
-	if err != nil {
-		return nil, err
+	if err != nil || len(seqs) == 0 {
+		return 0, err
 	}
+	u := journal.NewUnpacker()
+	defer u.Close()
 	for _, seq := range seqs {
 		g, err := s.Store.JournalGroup(ctx, segment, seq)
 		if err != nil {
-			return nil, err
+			return 0, err
 		}
-		groups = append(groups, g)
-	}
-	return groups, nil
-}
-
-func sendGroups(w io.Writer, groups [][]byte, failed bool) error {
-	u := journal.NewUnpacker()
-	defer u.Close()
-	for _, g := range groups {
 		data, err := u.Unpack(g)
 		if err != nil {
-			return err
+			return 0, err
 		}
 		for e, err := range journal.Entries(data) {
 			if err != nil {
-				return err
+				return 0, err
 			}
 			if e.OK == failed {
 				continue
 			}
 			if _, err := w.Write(e.Line); err != nil {
-				return err
+				return 0, err
 			}
+			sent.add(e.Line)
 		}
 	}
-	return nil
+	return len(seqs), nil
+}
+
+// A lineSet remembers lines of a segment by their sums: no two are equal, since their custom_ids
+// are not.
+type lineSet map[[16]byte]struct{}
+
+func (l *lineSet) add(line []byte) {
+	if *l == nil {
+		*l = lineSet{}
+	}
+	(*l)[lineSum(line)] = struct{}{}
+}
+
+func lineSum(line []byte) [16]byte {
+	sum := sha256.Sum256(bytes.TrimSuffix(line, []byte("\n")))
+	return [16]byte(sum[:16])
+}
+
+// copyOthers copies the lines of src that are not in the set.
+func (l lineSet) copyOthers(w io.Writer, src io.Reader) error {
+	const anyLength = 1 << 40
+	for lines := batch.NewLines(src, 0, 1, anyLength); ; {
+		line, err := lines.Next()
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if _, ok := l[lineSum(line.Text)]; ok {
+			continue
+		}
+		if _, err := w.Write(line.Text); err != nil {
+			return err
+		}
+		if _, err := w.Write([]byte("\n")); err != nil {
+			return err
+		}
+	}
 }

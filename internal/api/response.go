@@ -39,9 +39,11 @@ func newResponse(rw http.ResponseWriter, r *http.Request, stall time.Duration) (
 	}
 	w.Header().Set("x-request-id", w.id)
 	w.Header().Set("openai-version", openaiVersion)
+	w.Header().Set("X-Content-Type-Options", "nosniff")
+	w.Header().Set("Cache-Control", "no-store") // what is asked for changes, or is private
 	w.body = &body{
 		ReadCloser: r.Body, request: r, control: w.control,
-		left: maxJSON, stall: stall, ended: r.ContentLength == 0,
+		left: maxJSON, stall: stall, whole: true, ended: r.ContentLength == 0,
 	}
 	// In a copy: the net/http server looks at the body of its own request when it answers early.
 	r = r.WithContext(r.Context())
@@ -97,7 +99,7 @@ func (w *response) linger() {
 		return
 	}
 	end := time.Now().Add(lingerTotal)
-	buf := make([]byte, 64<<10)
+	buf := make([]byte, 8<<10) // very many may be told off at once
 	for now := time.Now(); now.Before(end); now = time.Now() {
 		w.control.SetReadDeadline(now.Add(lingerStall))
 		if _, err := w.body.ReadCloser.Read(buf); err != nil {
@@ -113,6 +115,8 @@ type body struct {
 	control *http.ResponseController
 	left    int64 // bytes that may still be read
 	stall   time.Duration
+	whole   bool      // it must arrive within stall altogether, not only each byte after the other
+	until   time.Time // when that ends
 	got     int64
 	begun   bool // a read was tried
 	ended   bool // there is nothing more to read, or no way to
@@ -124,7 +128,14 @@ func (b *body) Read(p []byte) (int, error) {
 		return 0, errBodyTooLarge
 	}
 	b.begun = true
-	b.control.SetReadDeadline(time.Now().Add(b.stall)) // where that is not supported: no limit
+	until := time.Now().Add(b.stall)
+	if b.whole {
+		if b.until.IsZero() {
+			b.until = until
+		}
+		until = b.until
+	}
+	b.control.SetReadDeadline(until) // where that is not supported: no limit
 	n, err := b.ReadCloser.Read(p[:min(int64(len(p)), b.left+1)])
 	b.got += int64(n)
 	if b.left -= int64(n); b.left < 0 {

@@ -19,6 +19,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"offpeak/internal/batch"
@@ -54,9 +55,13 @@ type Config struct {
 	// nothing is logged.
 	Log *slog.Logger
 
-	// Stall is how long a client may neither send nor take a byte before its request is given up.
-	// Zero: 2 minutes.
+	// Stall is how long a client may neither send nor take a byte before its request is given up,
+	// and how long a request that brings no file may take to arrive. Zero: 2 minutes.
 	Stall time.Duration
+	// MaxTransfers is how many files may be uploaded, and as many downloaded, at a time. One project
+	// gets half of them; what is beyond waits its turn, and after a while is told to come again.
+	// Zero: 128.
+	MaxTransfers int
 	// Now is the clock that objects are dated by. Nil: time.Now.
 	Now func() time.Time
 }
@@ -135,10 +140,13 @@ func New(c Config) http.Handler {
 	if c.Stall == 0 {
 		c.Stall = 2 * time.Minute
 	}
+	if c.MaxTransfers == 0 {
+		c.MaxTransfers = defaultTransfers
+	}
 	if c.Now == nil {
 		c.Now = time.Now
 	}
-	s := &server{Config: c}
+	s := &server{Config: c, limits: newLimits(c.MaxTransfers), keys: keyring{projects: map[[32]byte]string{}}}
 	s.mux = s.newMux(s.routes())
 	return s
 }
@@ -146,30 +154,35 @@ func New(c Config) http.Handler {
 // A server is what New returns.
 type server struct {
 	Config
-	mux *http.ServeMux
+	limits
+	mux    *http.ServeMux
+	origin http.CrossOriginProtection
+	keys   keyring
+	warned atomic.Int64 // when warnSurplus did, as unix seconds
 }
 
 // routes lists every route there is.
 func (s *server) routes() map[string]handler {
 	routes := map[string]handler{
-		"POST /v1/files":             s.authenticated(s.upload),
-		"GET /v1/files":              serveJSON(s, decodeFileQuery, s.listFiles),
-		"GET /v1/files/{id}":         serveJSON(s, decodeID, s.file),
-		"DELETE /v1/files/{id}":      serveJSON(s, decodeID, s.deleteFile),
-		"GET /v1/files/{id}/content": s.authenticated(s.content),
+		"POST /v1/files":             s.authenticated(holding(s.uploads, s.upload)),
+		"GET /v1/files":              s.authenticated(holding(s.large, answerJSON(s, s.reads, decodeFileQuery, s.listFiles))),
+		"GET /v1/files/{id}":         serveJSON(s, s.reads, decodeID, s.file),
+		"DELETE /v1/files/{id}":      serveJSON(s, s.writes, decodeID, s.deleteFile),
+		"GET /v1/files/{id}/content": s.authenticated(holding(s.downloads, s.content)),
 
-		"POST /v1/uploads":               serveJSON(s, decodeCreateUpload, s.createUpload),
-		"POST /v1/uploads/{id}/parts":    s.authenticated(s.addPart),
-		"POST /v1/uploads/{id}/complete": serveJSON(s, decodeCompletion, s.completeUpload),
-		"POST /v1/uploads/{id}/cancel":   serveJSON(s, decodeID, s.cancelUpload),
+		"POST /v1/uploads":            serveJSON(s, s.writes, decodeCreateUpload, s.createUpload),
+		"POST /v1/uploads/{id}/parts": s.authenticated(holding(s.uploads, s.addPart)),
+		// It may read all that was uploaded, which takes long: no slot of those that do not.
+		"POST /v1/uploads/{id}/complete": serveJSON(s, s.uploads, decodeCompletion, s.completeUpload),
+		"POST /v1/uploads/{id}/cancel":   serveJSON(s, s.writes, decodeID, s.cancelUpload),
 
-		"POST /v1/batches":             serveJSON(s, decodeCreateBatch, s.createBatch),
-		"GET /v1/batches":              serveJSON(s, decodeBatchQuery, s.listBatches),
-		"GET /v1/batches/{id}":         serveJSON(s, decodeID, s.batch),
-		"POST /v1/batches/{id}/cancel": serveJSON(s, decodeID, s.cancelBatch),
+		"POST /v1/batches":             serveJSON(s, s.writes, decodeCreateBatch, s.createBatch),
+		"GET /v1/batches":              serveJSON(s, s.reads, decodeBatchQuery, s.listBatches),
+		"GET /v1/batches/{id}":         serveJSON(s, s.reads, decodeID, s.batch),
+		"POST /v1/batches/{id}/cancel": serveJSON(s, s.writes, decodeID, s.cancelBatch),
 
-		"GET /v1/models":         serveJSON(s, decodeNothing, s.listModels),
-		"GET /v1/models/{id...}": serveJSON(s, decodeID, s.model),
+		"GET /v1/models":         serveJSON(s, s.reads, decodeNothing, s.listModels),
+		"GET /v1/models/{id...}": serveJSON(s, s.reads, decodeID, s.model),
 
 		"GET /healthz": s.healthz,
 		"GET /readyz":  s.readyz,
@@ -177,9 +190,9 @@ func (s *server) routes() map[string]handler {
 		"GET /openapi.yaml": s.openapi,
 	}
 	if s.Policy.Profile != batch.ProfileOpenAI {
-		routes["GET /v1/batches/{id}/output"] = s.authenticated(s.recordedOutput)
-		routes["GET /v1/batches/{id}/errors"] = s.authenticated(s.recordedErrors)
-		routes["GET /v1/offpeak/upstreams"] = serveJSON(s, decodeNothing, s.listUpstreams)
+		routes["GET /v1/batches/{id}/output"] = s.authenticated(holding(s.downloads, s.recordedOutput))
+		routes["GET /v1/batches/{id}/errors"] = s.authenticated(holding(s.downloads, s.recordedErrors))
+		routes["GET /v1/offpeak/upstreams"] = serveJSON(s, s.reads, decodeNothing, s.listUpstreams)
 	}
 	if s.Metrics != nil {
 		routes["GET /metrics"] = s.metrics
@@ -189,6 +202,9 @@ func (s *server) routes() map[string]handler {
 
 // A handler answers one request, or returns why it cannot.
 type handler func(w *response, r *http.Request) error
+
+// A projectHandler answers one request of a project.
+type projectHandler func(w *response, r *http.Request, p batch.Project) error
 
 // newMux makes a mux of routes that answers in our words where none of them matches: a path that
 // is known, but not with this method, and a path that is not.
@@ -217,9 +233,17 @@ func (s *server) newMux(routes map[string]handler) *http.ServeMux {
 
 // ServeHTTP implements http.Handler.
 func (s *server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
-	answering(r)
+	surplus := answering(r)
 	w, r := newResponse(rw, r, s.Stall)
-	s.serve(w, r)
+	if surplus {
+		w.Header().Set("Connection", "close")
+	}
+	if surplus && strings.HasPrefix(r.URL.Path, "/v1/") {
+		s.warnSurplus()
+		s.fail(w, r, errUnavailable)
+	} else {
+		s.serve(w, r)
+	}
 	s.observe(w, r)
 	if w.cut {
 		panic(http.ErrAbortHandler) // the client must not take what it got for the whole answer
@@ -244,6 +268,14 @@ func (s *server) serve(w *response, r *http.Request) {
 		return
 	}
 	s.mux.ServeHTTP(w, r)
+}
+
+// warnSurplus tells the operator once a minute that connections are refused.
+func (s *server) warnSurplus() {
+	now := time.Now().Unix()
+	if last := s.warned.Load(); now-last >= 60 && s.warned.CompareAndSwap(last, now) {
+		s.Log.Warn("requests are refused: there are too many connections (--max-connections), and none is idle")
+	}
 }
 
 // healthz says that the process is alive.

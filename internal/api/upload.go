@@ -19,7 +19,7 @@ const (
 	maxFormParts = 32
 	maxFormName  = 64
 	maxFormField = 64 << 10
-	maxFormExtra = maxFormParts * maxFormField
+	maxFormExtra = 1<<20 + 4*maxFormField // of all fields together, with the headers of all parts
 )
 
 // upload takes a file. The order of its steps makes a 200 a promise, and a crash harmless:
@@ -65,6 +65,7 @@ type form struct {
 	admit func() (most int64, err error)
 	sink  io.Writer // gets the bytes of the file too
 
+	body   *body             // of the request
 	fields map[string]string // all but the file
 
 	// The file; a nil blob: none came yet.
@@ -74,6 +75,13 @@ type form struct {
 	size     int64
 	first    firstLine
 }
+
+// formBuffer is how much of a form is read at once; formBuffers bounds what all buffers behind one
+// another have read ahead.
+const (
+	formBuffer  = 64 << 10
+	formBuffers = 2 * formBuffer
+)
 
 // newForm makes a form with a file of at most so many bytes in the field called name.
 func (s *server) newForm(name string, most int64, tooLarge error) *form {
@@ -90,8 +98,11 @@ func (f *form) read(w *response, r *http.Request) error {
 	if r.ContentLength > most {
 		return f.tooLarge
 	}
-	w.body.left = most
-	r.Body = io.NopCloser(bufio.NewReaderSize(r.Body, 64<<10)) // parts are read 4 KiB at a time
+	// Package mime takes parts with headers of 10 MB each. So what may be read is what fields may have,
+	// and as much more, again and again, as was taken out as part of the file.
+	f.body = w.body
+	f.body.left, f.body.whole = maxFormExtra+formBuffers, false
+	r.Body = io.NopCloser(bufio.NewReaderSize(r.Body, formBuffer)) // parts are read 4 KiB at a time
 	parts, err := r.MultipartReader()
 	if err != nil {
 		return errNotForm
@@ -228,12 +239,9 @@ func (f *form) abort() {
 }
 
 // error says what the failure to read a form is to its client: either our own refusal to read
-// on, or bytes that are no form, or stop being one.
+// on, or bytes that are no form, or stop being one. So are too many that are not the file's.
 func (f *form) error(err error) error {
-	switch {
-	case errors.Is(err, errBodyTooLarge):
-		return f.tooLarge
-	case batch.KindOf(err) != 0:
+	if batch.KindOf(err) != 0 && !errors.Is(err, errBodyTooLarge) {
 		return err
 	}
 	return errNotForm
@@ -248,6 +256,7 @@ type formReader struct {
 
 func (r formReader) Read(p []byte) (int, error) {
 	n, err := r.part.Read(p)
+	r.form.body.left += int64(n)
 	if err != nil && err != io.EOF {
 		err = r.form.error(err)
 	}
@@ -255,8 +264,8 @@ func (r formReader) Read(p []byte) (int, error) {
 }
 
 // maxFirstLine is how much is kept of a first line. Nearly all are shorter; what is longer is left
-// to validation.
-const maxFirstLine = 4 << 20
+// to validation. There are as many first lines in memory as uploads at a time.
+const maxFirstLine = 256 << 10
 
 // A firstLine keeps the first line of what is written to it that is not blank, without the white
 // space in front of it.

@@ -39,7 +39,7 @@ type uploadTester struct {
 // projectKeys are Keys by the project that they open.
 type projectKeys map[string]batch.Project
 
-func (k projectKeys) Authenticate(_ context.Context, key string) (batch.Project, error) {
+func (k projectKeys) Authenticate(_ context.Context, key string, _ bool) (batch.Project, error) {
 	if p, ok := k[key]; ok {
 		return p, nil
 	}

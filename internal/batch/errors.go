@@ -44,6 +44,10 @@ func NoBatch(id string) error {
 	return &Error{Kind: NotFound, Msg: fmt.Sprintf("No batch found with id '%s'.", id)}
 }
 
+// ErrNotLocal is the error for a request that came under a foreign name to a server without keys.
+var ErrNotLocal error = &Error{Kind: Invalid, Msg: "This server has no API key yet, and so is only for programs on its own machine, " +
+	"which call it localhost or 127.0.0.1. To use it under another name, make a key: offpeak keys create."}
+
 // ErrLeaseLost is returned by writes to a segment under a claim that is no longer the newest.
 // The segment is another's now; whatever the writer had for it is void.
 var ErrLeaseLost = errors.New("lease lost")

@@ -65,6 +65,10 @@ func (d *Dir) prepare() error {
 		if err := mkdirAll(path); err != nil {
 			return err
 		}
+		// One that was restored from a backup may be open to others, and so may what is in it.
+		if fi, err := os.Stat(path); err == nil && fi.Mode().Perm()&0o077 != 0 {
+			os.Chmod(path, 0o700) // if it is another's, that is not for us to decide
+		}
 	}
 	left, err := os.ReadDir(d.tmp())
 	if err != nil {

@@ -496,3 +496,62 @@ func wantPathError(t *testing.T, err error, path string) {
 		t.Errorf("error %v, want ENOTDIR naming %s", err, path)
 	}
 }
+
+// TestStrangeNeighbours: what is in the folder and not ours stays, and is nothing to us: links above
+// all, which are not followed to be removed.
+func TestStrangeNeighbours(t *testing.T) {
+	root, elsewhere := t.TempDir(), t.TempDir()
+	precious := filepath.Join(elsewhere, "precious")
+	if err := os.WriteFile(precious, []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	key := blob.NewKey()
+	for _, path := range []string{filepath.Join("tmp", key+".1"), filepath.Join("tmp", "note"), filepath.Join(key[:2], key), filepath.Join(key[:2], "zz")} {
+		if err := os.MkdirAll(filepath.Dir(filepath.Join(root, path)), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Symlink(precious, filepath.Join(root, path)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Chmod(root, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	d, err := blob.Open(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if fi, err := os.Stat(root); err != nil || fi.Mode().Perm() != 0o700 {
+		t.Errorf("the folder has mode %v, %v", fi.Mode(), err)
+	}
+	if err := d.Delete(t.Context(), key); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(precious); err != nil {
+		t.Errorf("what a link led to is gone: %v", err)
+	}
+	if _, err := os.Lstat(filepath.Join(root, "tmp", "note")); err != nil {
+		t.Errorf("what is not ours is gone: %v", err)
+	}
+	for _, bad := range []string{"", ".", "..", "../x", "a/b", key + "/", key + "\x00", strings.Repeat("a", 10<<10), strings.ToUpper(key), "..." + key[3:], key[:1]} {
+		if _, err := d.Create(t.Context(), bad); err == nil {
+			t.Errorf("key %.40q was created", bad)
+		}
+		if _, err := d.Open(t.Context(), bad, 0, -1); err == nil {
+			t.Errorf("key %.40q was opened", bad)
+		}
+		if err := d.Delete(t.Context(), bad); err == nil {
+			t.Errorf("key %.40q was deleted", bad)
+		}
+	}
+	var seen []string
+	for info, err := range d.List(t.Context()) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		seen = append(seen, info.Key)
+	}
+	if len(seen) > 0 {
+		t.Errorf("List shows %v", seen)
+	}
+}

@@ -210,7 +210,7 @@ func (b *bench) finishFixture() {
 	if err != nil {
 		b.Fatal(err)
 	}
-	if project, err := b.store.Keys(true).Authenticate(b.Context(), string(secret)); err != nil || project.Name != "other" || project.Weight != 2 {
+	if project, err := b.store.Keys(true).Authenticate(b.Context(), string(secret), false); err != nil || project.Name != "other" || project.Weight != 2 {
 		b.Errorf("the key opens %+v, %v", project, err)
 	}
 	b.upstream(sim.Config{Timing: sim.Timing{Latency: 2 * time.Second, Jitter: 0.5}}, upstream.Config{MaxInFlight: 8})

@@ -106,7 +106,7 @@ type Unpacker struct{ dec *zstd.Decoder }
 
 // NewUnpacker returns an unpacker.
 func NewUnpacker() *Unpacker {
-	dec, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true))
+	dec, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecodeAllCapLimit(true))
 	if err != nil {
 		panic(err) // of the options, which are constant
 	}
@@ -115,6 +115,13 @@ func NewUnpacker() *Unpacker {
 
 // Close gives the unpacker's memory back.
 func (u *Unpacker) Close() { u.dec.Close() }
+
+// maxGroup bounds what a group may unpack to, so that a damaged one does not claim all the memory
+// there is. A group that was packed is smaller: it has few answers, and those are bounded.
+const maxGroup = 1 << 30
+
+// smallGroup bounds what a group holds whose size zstd does not write down.
+const smallGroup = 1 << 10
 
 // Unpack returns the data of a group. It may point into the group.
 func (u *Unpacker) Unpack(group []byte) ([]byte, error) {
@@ -125,7 +132,16 @@ func (u *Unpacker) Unpack(group []byte) ([]byte, error) {
 	case formatPlain:
 		return group[1:], nil
 	case formatZstd:
-		return u.dec.DecodeAll(group[1:], nil)
+		// A Packer says how much there is, unless that is little, and then that is all that may come.
+		var h zstd.Header
+		if err := h.Decode(group[1:]); err != nil || h.FrameContentSize > maxGroup {
+			return nil, errDamaged
+		}
+		size := h.FrameContentSize
+		if !h.HasFCS {
+			size = smallGroup
+		}
+		return u.dec.DecodeAll(group[1:], make([]byte, 0, size))
 	}
 	return nil, fmt.Errorf("group format %d is of a newer version", group[0])
 }

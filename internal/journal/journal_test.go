@@ -3,8 +3,10 @@ package journal
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"runtime"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -95,4 +97,47 @@ func TestUnknownFormat(t *testing.T) {
 	if _, err := u.Unpack(nil); err == nil {
 		t.Error("an empty group was unpacked")
 	}
+}
+
+// A damaged group that claims to unpack to more than there is memory is an error.
+func TestBomb(t *testing.T) {
+	u := NewUnpacker()
+	defer u.Close()
+	before := allocated()
+	// A frame with a content size of 64 GiB, of which there is one block of the same byte, repeated.
+	frame := []byte{0x28, 0xb5, 0x2f, 0xfd, 0xe0}
+	frame = binary.LittleEndian.AppendUint64(frame, 64<<30)
+	block := uint32(128<<10)<<3 | 1<<1
+	for range 1000 {
+		frame = append(frame, byte(block), byte(block>>8), byte(block>>16), 'x')
+	}
+	if _, err := u.Unpack(append([]byte{formatZstd}, frame...)); err == nil {
+		t.Error("it was unpacked")
+	}
+	// One that does not say what it comes to.
+	frame = append(frame[:0], 0x28, 0xb5, 0x2f, 0xfd, 0x00, 0x50)
+	for range 1000 {
+		frame = append(frame, byte(block), byte(block>>8), byte(block>>16), 'x')
+	}
+	if _, err := u.Unpack(append([]byte{formatZstd}, frame...)); err == nil {
+		t.Error("it was unpacked")
+	}
+	// And one that comes to more than it says.
+	frame = append(frame[:0], 0x28, 0xb5, 0x2f, 0xfd, 0xa0)
+	frame = binary.LittleEndian.AppendUint32(frame, 1<<20)
+	for range 1 << 16 {
+		frame = append(frame, byte(block), byte(block>>8), byte(block>>16), 'x')
+	}
+	if _, err := u.Unpack(append([]byte{formatZstd}, frame...)); err == nil {
+		t.Error("it was unpacked")
+	}
+	if took := (allocated() - before) >> 20; took > 64 {
+		t.Errorf("it took %d MiB", took)
+	}
+}
+
+func allocated() uint64 {
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.TotalAlloc
 }

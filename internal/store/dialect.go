@@ -45,12 +45,18 @@ func openSQLite(path string) (write, read *sql.DB, err error) {
 		}, pragmas...)}
 		return (&url.URL{Scheme: "file", Opaque: (&url.URL{Path: path}).EscapedPath(), RawQuery: q.Encode()}).String()
 	}
-	// The file is made here, so that its owner alone may read it.
+	// The file is made here, so that its owner alone may read it. SQLite gives what it makes beside
+	// it the same mode. One that was restored from a backup may have any.
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, nil, err
 	}
 	f.Close()
+	for _, p := range []string{path, path + "-wal", path + "-shm"} {
+		if fi, err := os.Stat(p); err == nil && fi.Mode().Perm()&0o077 != 0 {
+			os.Chmod(p, 0o600) // if it is another's, that is not for us to decide
+		}
+	}
 	if write, err = sql.Open("sqlite", dsn()+"&_txlock=immediate"); err != nil {
 		return nil, nil, err
 	}

@@ -8,6 +8,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"offpeak/internal/batch"
@@ -109,14 +110,20 @@ func (s *Store) HasKeys(ctx context.Context) (bool, error) {
 type Keys struct {
 	store    *Store
 	required bool
+
+	mu    sync.Mutex
+	noted map[string]time.Time // when a key's last use was noted, by its id
 }
 
 // Keys returns the keys of s.
-func (s *Store) Keys(required bool) Keys { return Keys{s, required} }
+func (s *Store) Keys(required bool) *Keys {
+	return &Keys{store: s, required: required, noted: map[string]time.Time{}}
+}
 
 // Authenticate returns the project that a key opens, or a NotFound. The key is looked up by its
-// hash, which tells nothing to somebody who measures how long that takes.
-func (k Keys) Authenticate(ctx context.Context, secret string) (batch.Project, error) {
+// hash, which tells nothing to somebody who measures how long that takes. Where any key will do, it
+// will only for a request that is local; for another it fails with batch.ErrNotLocal.
+func (k *Keys) Authenticate(ctx context.Context, secret string, local bool) (batch.Project, error) {
 	s := k.store
 	hash := sha256.Sum256([]byte(secret))
 	var id string
@@ -129,6 +136,8 @@ func (k Keys) Authenticate(ctx context.Context, secret string) (batch.Project, e
 		if !k.required {
 			if any, err := s.HasKeys(ctx); err != nil {
 				return batch.Project{}, err
+			} else if !any && !local {
+				return batch.Project{}, batch.ErrNotLocal
 			} else if !any {
 				return scanProject(s.read.QueryRowContext(ctx, `SELECT id, name, weight, created_at FROM projects WHERE id = $1`, batch.DefaultProject))
 			}
@@ -138,9 +147,24 @@ func (k Keys) Authenticate(ctx context.Context, secret string) (batch.Project, e
 	if err != nil {
 		return batch.Project{}, err
 	}
-	if now := s.now(); now.Sub(used) > time.Minute {
-		// A note for people; a call is not refused because it could not be taken.
+	if now := s.now(); now.Sub(used) > time.Minute && k.mayNote(id, now) {
+		// A note for people; a call is neither refused because it could not be taken, nor held up for
+		// as long as a slow disk may take.
+		ctx, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
+		defer cancel()
 		exec(ctx, s.write, `UPDATE keys SET last_used_at = $2 WHERE id = $1`, id, ms(now))
 	}
 	return p, nil
+}
+
+// mayNote reports whether this call is to note that the key was used: of very many with one key
+// that come at once, one is.
+func (k *Keys) mayNote(id string, now time.Time) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if now.Sub(k.noted[id]).Abs() <= time.Minute { // an absolute time: clocks are set back, too
+		return false
+	}
+	k.noted[id] = now
+	return true
 }

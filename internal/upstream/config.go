@@ -212,6 +212,7 @@ func (u *Upstream) setHeader(c *Config) error {
 			}
 		}
 	}
+	u.secrets = slices.DeleteFunc(u.secrets, func(s string) bool { return len(s) < shortestKey })
 	// The longest first: a secret may be part of another.
 	slices.SortFunc(u.secrets, func(a, b string) int { return len(b) - len(a) })
 	return nil
@@ -317,6 +318,9 @@ func (t TLS) load() (*tls.Config, [32]byte, error) {
 // be at a time.
 const manyConnections = 4096
 
+// maxHeader bounds the header of an answer. There may be as many as calls in flight.
+const maxHeader = 256 << 10
+
 // transport keeps as many connections as there may be calls: with net/http's default of two, most
 // calls would open one.
 func transport(c Config, t *tls.Config) *http.Transport {
@@ -330,10 +334,11 @@ func transport(c Config, t *tls.Config) *http.Transport {
 		MaxIdleConnsPerHost: idle,
 		// Servers in Python and Node close a connection that was idle for 5 s. We must be faster:
 		// a request that meets the closing is lost, and nobody knows whether it was read.
-		IdleConnTimeout:       4 * time.Second,
-		DisableCompression:    true,
-		ForceAttemptHTTP2:     true,
-		ExpectContinueTimeout: time.Second,
+		IdleConnTimeout:        4 * time.Second,
+		MaxResponseHeaderBytes: maxHeader,
+		DisableCompression:     true,
+		ForceAttemptHTTP2:      true,
+		ExpectContinueTimeout:  time.Second,
 	}
 }
 

@@ -17,6 +17,7 @@ import (
 	"net/http"
 	"net/http/httptrace"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -161,7 +162,7 @@ func (c *Caller) Call(ctx context.Context, endpoint string, body []byte) Answer 
 			a = Answer{Class: Transient, Cut: true, Err: c.up.explain("%w", err)}
 		}
 	}
-	if a.RequestID == "" || len(a.RequestID) > maxRequestID {
+	if a.RequestID == "" || len(a.RequestID) > maxRequestID || c.up.isSecret(a.RequestID) {
 		a.RequestID = batch.NewToken()
 	}
 	if c.buf.Cap() > smallAnswer {
@@ -211,6 +212,15 @@ func (c *Caller) roundTrip(ctx context.Context, endpoint string, body []byte) (a
 		return a, fmt.Errorf("the connection broke off within the answer: %w", plain(err))
 	}
 	a.Body = c.buf.Bytes()
+	if a.Class == Permanent || a.Class == Transient {
+		// It may become a line of somebody's error file, and our keys are not theirs. Some gateways
+		// repeat what they were sent.
+		for _, secret := range c.up.secrets {
+			if bytes.Contains(a.Body, []byte(secret)) {
+				a.Body = bytes.ReplaceAll(a.Body, []byte(secret), []byte("(key)"))
+			}
+		}
+	}
 	c.interpret(&a, resp.Header)
 	return a, nil
 }
@@ -346,17 +356,26 @@ func (c *Caller) interpret(a *Answer, h http.Header) {
 		a.Denied = s == 403 || s == 404
 	}
 	if s >= 300 && s < 400 {
-		a.Err = c.up.explain("HTTP %d: it redirects to %s; configure the URL it really has", s, h.Get("Location"))
+		a.Err = c.up.explain("HTTP %d: it redirects to %s; configure the URL it really has", s, excerpt([]byte(h.Get("Location"))))
 		return
 	}
 	a.Err = c.up.explain("HTTP %d: %s%s", s, words(a.Body), c.up.keyHint(s))
+}
+
+// shortestKey is how long a key is that is kept out of what others see: shorter ones are words like
+// "none".
+const shortestKey = 8
+
+// isSecret reports whether text, which an upstream sent, has one of its secrets in it.
+func (u *Upstream) isSecret(text string) bool {
+	return slices.ContainsFunc(u.secrets, func(secret string) bool { return strings.Contains(text, secret) })
 }
 
 // explain makes an error for people. Some upstreams repeat the key they were given.
 func (u *Upstream) explain(format string, args ...any) error {
 	err := fmt.Errorf(format, args...)
 	for _, secret := range u.secrets {
-		if len(secret) >= 8 && strings.Contains(err.Error(), secret) { // shorter ones are words like "none"
+		if strings.Contains(err.Error(), secret) {
 			err = errors.New(strings.ReplaceAll(err.Error(), secret, "(key)"))
 		}
 	}

@@ -1,9 +1,11 @@
 package upstream
 
 import (
+	"bufio"
 	"context"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strconv"
@@ -650,5 +652,109 @@ func BenchmarkCall(b *testing.B) {
 		if a := c.Call(b.Context(), chat, body); a.Class != OK {
 			b.Fatal(a.Err)
 		}
+	}
+}
+
+// TestKeyStaysOurs: an upstream that repeats the key it was sent does not tell it to those who sent
+// the requests.
+func TestKeyStaysOurs(t *testing.T) {
+	for _, status := range []int{400, 403, 404, 422, 500, 502} {
+		u := serve(t, func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("X-Request-Id", "id-of-"+r.Header.Get("Authorization"))
+			w.WriteHeader(status)
+			fmt.Fprintf(w, `{"you sent":%q, "twice":%q}`, r.Header.Get("Authorization"), r.Header.Get("Authorization"))
+		})
+		a := u.NewCaller().Call(t.Context(), chat, []byte(`{}`))
+		if want := `{"you sent":"Bearer (key)", "twice":"Bearer (key)"}`; string(a.Body) != want {
+			t.Errorf("status %d: body %s, want %s", status, a.Body, want)
+		}
+		if strings.Contains(a.RequestID, testKey) || strings.Contains(a.Err.Error(), testKey) {
+			t.Errorf("status %d: request id %q, error %v", status, a.RequestID, a.Err)
+		}
+	}
+}
+
+// TestHostileAnswers: whatever an upstream sends, it is a class of answer, and is given up at a bound.
+func TestHostileAnswers(t *testing.T) {
+	endless := func(text string) func(io.Writer) {
+		return func(w io.Writer) {
+			chunk := []byte(strings.Repeat(text, 1<<16/len(text)))
+			for {
+				if _, err := w.Write(chunk); err != nil {
+					return
+				}
+			}
+		}
+	}
+	text := func(s string) func(io.Writer) { return func(w io.Writer) { io.WriteString(w, s) } }
+	whole := func(body string) func(io.Writer) {
+		return text(fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(body), body))
+	}
+	then := func(all ...func(io.Writer)) func(io.Writer) {
+		return func(w io.Writer) {
+			for _, f := range all {
+				f(w)
+			}
+		}
+	}
+	const ok = "HTTP/1.1 200 OK\r\n"
+	deep := strings.Repeat(`{"a":`, 1<<20)
+	digits := strings.Repeat("9", 100_000)
+	for name, c := range map[string]struct {
+		send  func(io.Writer)
+		class Class
+	}{
+		"a million brackets":          {whole(strings.Repeat("[", 1<<20)), Transient},
+		"a million brackets, closed":  {whole(`{"a":` + strings.Repeat("[", 1<<20) + strings.Repeat("]", 1<<20) + "}"), Transient},
+		"a million objects":           {whole(deep), Transient},
+		"a number of 100,000 digits":  {whole(`{"usage":{"prompt_tokens":` + digits + `,"completion_tokens":1e` + digits + `}}`), OK},
+		"a string of nothing":         {whole(`{"a":"` + strings.Repeat(`\u0000`, 1<<17) + `"}`), OK},
+		"a body without end":          {then(text(ok+"\r\n{"), endless(" ")), Permanent},
+		"chunks without end":          {then(text(ok+"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n"), endless("1\r\n \r\n")), Permanent},
+		"headers without end":         {then(text(ok), endless("X-More: of them\r\n")), Transient},
+		"a header without end":        {then(text(ok+"X-Long: "), endless("x")), Transient},
+		"a status without end":        {then(text("HTTP/1.1 200 "), endless("x")), Transient},
+		"1xx without end":             {endless("HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n"), Transient},
+		"100 without end":             {endless("HTTP/1.1 100 Continue\r\n\r\n"), Transient},
+		"trailers without end":        {then(text(ok+"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n"), endless("X-More: of them\r\n")), Transient},
+		"a chunk extension, no end":   {then(text(ok+"Transfer-Encoding: chunked\r\n\r\n2;"), endless("x")), Transient},
+		"two lengths":                 {text(ok + "Content-Length: 2\r\nContent-Length: 3\r\n\r\n{}"), Transient},
+		"a length that is negative":   {text(ok + "Content-Length: -1\r\n\r\n{}"), Transient},
+		"a length that is too large":  {text(ok + "Content-Length: 9223372036854775807\r\n\r\n{}"), Permanent},
+		"another protocol":            {text("SSH-2.0-OpenSSH_9.7\r\n"), Transient},
+		"switching protocols":         {then(text("HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n"), endless("x")), Transient},
+		"a compressed body":           {whole("\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"), Transient},
+		"a redirect far away":         {text("HTTP/1.1 302 Found\r\nLocation: http://x/" + strings.Repeat("x", 100<<10) + "\r\nContent-Length: 0\r\n\r\n"), Refused},
+		"a redirect that shows a key": {text("HTTP/1.1 302 Found\r\nLocation: http://x/" + testKey + "\r\nContent-Length: 0\r\n\r\n"), Refused},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer l.Close()
+			go func() {
+				for {
+					conn, err := l.Accept()
+					if err != nil {
+						return
+					}
+					go func() {
+						defer conn.Close()
+						if _, err := http.ReadRequest(bufio.NewReader(conn)); err == nil {
+							c.send(conn)
+						}
+					}()
+				}
+			}()
+			u := newUpstream(t, "http://"+l.Addr().String()+"/v1", func(c *Config) { c.MaxAnswer = 8 << 20 })
+			a := u.NewCaller().Call(t.Context(), chat, []byte(`{}`))
+			if a.Class != c.class || a.Timeout {
+				t.Errorf("class %s, error %v; want %s", a.Class, a.Err, c.class)
+			}
+			if a.Err != nil && (len(a.Err.Error()) > 2000 || strings.Contains(a.Err.Error(), testKey)) {
+				t.Errorf("an error of %d bytes: %.300s", len(a.Err.Error()), a.Err)
+			}
+		})
 	}
 }

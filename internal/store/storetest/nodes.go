@@ -1,6 +1,7 @@
 package storetest
 
 import (
+	"errors"
 	"fmt"
 	"time"
 
@@ -63,10 +64,13 @@ func testReopen(d *db) {
 // testKeys makes, uses and revokes keys.
 func testKeys(d *db) {
 	anyone, required := d.Store.Keys(false), d.Store.Keys(true)
-	if p, err := anyone.Authenticate(d.ctx(), "whatever"); err != nil || p.ID != batch.DefaultProject {
+	if p, err := anyone.Authenticate(d.ctx(), "whatever", true); err != nil || p.ID != batch.DefaultProject {
 		d.Errorf("without keys, any key opens %+v, %v", p, err)
 	}
-	_, err := required.Authenticate(d.ctx(), "whatever")
+	if _, err := anyone.Authenticate(d.ctx(), "whatever", false); !errors.Is(err, batch.ErrNotLocal) {
+		d.Errorf("without keys, under a foreign name: %v", err)
+	}
+	_, err := required.Authenticate(d.ctx(), "whatever", true)
 	d.wantKind("without keys where they are required", err, batch.NotFound)
 	if has, err := d.HasKeys(d.ctx()); has || err != nil {
 		d.Errorf("HasKeys() = %v, %v", has, err)
@@ -84,20 +88,20 @@ func testKeys(d *db) {
 	byID, secret2, err := d.CreateKey(d.ctx(), p.ID, "")
 	d.must(err)
 	for _, s := range []string{secret, secret2} {
-		for _, k := range []store.Keys{anyone, required} {
-			if got, err := k.Authenticate(d.ctx(), s); err != nil || !same(got, p) {
+		for _, k := range []*store.Keys{anyone, required} {
+			if got, err := k.Authenticate(d.ctx(), s, false); err != nil || !same(got, p) {
 				d.Errorf("the key opens %+v, %v; want %+v", got, err, p)
 			}
 		}
 	}
 	for _, bad := range []string{"", "whatever", secret[:len(secret)-1], secret + "A", byName.ID, byName.Prefix} {
-		_, err := anyone.Authenticate(d.ctx(), bad)
+		_, err := anyone.Authenticate(d.ctx(), bad, true)
 		d.wantKind(fmt.Sprintf("key %q", bad), err, batch.NotFound)
 	}
 	d.must(d.RevokeKey(d.ctx(), byName.ID))
 	d.clock.turn(time.Second)
 	d.must(d.RevokeKey(d.ctx(), byName.ID)) // which does not change when it was
-	_, err = anyone.Authenticate(d.ctx(), secret)
+	_, err = anyone.Authenticate(d.ctx(), secret, true)
 	d.wantKind("a revoked key", err, batch.NotFound)
 	d.wantKind("revoke an unknown key", d.RevokeKey(d.ctx(), "key_none"), batch.NotFound)
 
@@ -109,7 +113,7 @@ func testKeys(d *db) {
 		d.Errorf("ListKeys() = %+v, %v; want %+v", keys, err, []store.Key{byName, byID})
 	}
 	d.must(d.RevokeKey(d.ctx(), byID.ID))
-	_, err = d.Store.Keys(false).Authenticate(d.ctx(), "whatever")
+	_, err = d.Store.Keys(false).Authenticate(d.ctx(), "whatever", true)
 	d.wantKind("any key once all are revoked", err, batch.NotFound)
 	projects, err := d.Projects(d.ctx())
 	if err != nil || len(projects) != 2 || projects[0].ID != batch.DefaultProject || !same(projects[1], p) {
