@@ -186,6 +186,11 @@ func TestCommitOrder(t *testing.T) {
 		ops = append(ops, op)
 		return true, nil
 	}))
+	opening := []blob.Op{blob.OpPrepare, blob.OpPrepare}
+	if !slices.Equal(ops, opening) {
+		t.Errorf("to open: %v, want %v", ops, opening)
+	}
+	ops = nil
 	first := []blob.Op{
 		blob.OpCreate, blob.OpWrite, blob.OpSync, blob.OpMkdir, blob.OpLink, blob.OpSyncDir, blob.OpUnlink,
 	}
