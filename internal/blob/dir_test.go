@@ -25,10 +25,20 @@ import (
 // crashEnv makes the test binary write blobs to the folder it names until it is killed.
 const crashEnv = "OFFPEAK_BLOB_CRASH_TEST"
 
+// traceEnv makes the test binary open the folder it names and commit one blob.
+const traceEnv = "OFFPEAK_BLOB_TRACE_TEST"
+
 func TestMain(m *testing.M) {
 	if path := os.Getenv(crashEnv); path != "" {
 		fmt.Fprintln(os.Stderr, writeUntilKilled(path))
 		os.Exit(1)
+	}
+	if path := os.Getenv(traceEnv); path != "" {
+		if err := commitOne(path); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
 	}
 	os.Exit(m.Run())
 }
@@ -139,6 +149,15 @@ func writeUntilKilled(path string) error {
 		}()
 	}
 	return <-errs
+}
+
+func commitOne(path string) error {
+	d, err := blob.Open(path)
+	if err != nil {
+		return err
+	}
+	_, err = put(d, blob.NewKey(), nil)
+	return err
 }
 
 // contentOf returns what put writes under key: some hundred kilobytes that only that key has.
