@@ -1,7 +1,11 @@
 package engine_test
 
 import (
+	"bytes"
 	"errors"
+	"io"
+	"net/http"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -92,6 +96,37 @@ func TestSlowDatabase(t *testing.T) {
 		}
 		b.want(b.ends(id), batch.Completed, 100, 100, 0)
 		b.wantCalls(text, 1)
+		p.drain()
+	})
+}
+
+// TestCancelWhileWaiting cancels a batch with a request that waits for its next attempt while others
+// are in flight. It is not sent again.
+func TestCancelWhileWaiting(t *testing.T) {
+	bubble(t, func(b *bench) {
+		u := b.upstream(sim.Config{Timing: sim.Timing{Latency: 3 * time.Minute}}, upstream.Config{MaxInFlight: 8})
+		var refused atomic.Int64
+		u.handle(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			body, _ := io.ReadAll(r.Body)
+			if bytes.Contains(body, []byte("question 0 of")) {
+				refused.Add(1)
+				http.Error(w, `{"error":{"message":"not now"}}`, 500)
+				return
+			}
+			r.Body = io.NopCloser(bytes.NewReader(body))
+			u.Server.ServeHTTP(w, r)
+		}))
+		p := b.start()
+		id := b.run(chat(4))
+		time.Sleep(10 * time.Second)
+		before := refused.Load()
+		b.cancel(id)
+		x := b.ends(id)
+		b.want(x, batch.Cancelled, 4, 3, 0)
+		b.wantNever(x, 1)
+		if n := refused.Load() - before; n != 0 {
+			b.Errorf("the request that waited was sent %d times more", n)
+		}
 		p.drain()
 	})
 }
