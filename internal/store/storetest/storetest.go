@@ -74,6 +74,7 @@ func Run(t *testing.T, fresh func(t *testing.T) Database) {
 		{"Deleted", testDeleted},
 		{"DropBatches", testDropBatches},
 		{"Join", testJoin},
+		{"References", testReferences},
 		{"Reopen", testReopen},
 		{"Abandoned", testAbandoned},
 		{"Keys", testKeys},
