@@ -44,6 +44,7 @@ func Run(t *testing.T, fresh func(t *testing.T) Database) {
 		{"UploadRaces", testUploadRaces},
 		{"Batch", testBatch},
 		{"BatchList", testBatchList},
+		{"CreateOnce", testCreateOnce},
 		{"ForeignIDs", testForeignIDs},
 		{"Cancel", testCancel},
 		{"Validation", testValidation},
