@@ -23,6 +23,7 @@ var allowed = map[string]string{
 	"internal/upstream":        "batch",
 	"internal/client":          "openai",
 	"internal/engine":          "batch blob journal sched upstream",
+	"internal/mutations":       "",
 	"internal/api":             "batch blob journal openai sched",
 	"cmd/offpeak":              "api batch blob client engine openai progress sim store upstream",
 	"bench":                    "",
