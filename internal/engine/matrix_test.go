@@ -63,6 +63,7 @@ type ordeal struct {
 	life   *life // nil: none
 	deaths int
 
+	inputs  [][]byte                // of batches
 	files   map[string]string       // acknowledged files that must be there: id to content
 	gone    []string                // files whose deletion was acknowledged
 	batches map[string]batch.Status // acknowledged batches, and how they must end
@@ -301,6 +302,7 @@ func (o *ordeal) uploaded(content string) string {
 
 func (o *ordeal) keep(file, content string) {
 	o.files[file] = content
+	o.inputs = append(o.inputs, []byte(content))
 	o.doctor.inputs[file] = []byte(content)
 }
 
@@ -430,13 +432,16 @@ func (o *ordeal) work() {
 	text := mixed(24, 6, "wrong")
 	run := func(input []byte, ends batch.Status) string {
 		id := o.run(input)
+		o.inputs = append(o.inputs, input)
 		o.batches[id] = ends
 		return id
 	}
 	long := run(append(text, []byte(line("n", "n", "x"))...), batch.Completed)
 	run([]byte("nonsense\n"), batch.Failed)
 	cancelled := run(chat(40), batch.Cancelled)
-	expired := o.create(o.upload(chat(40, "q")), 5*time.Second)
+	short := chat(40, "q")
+	o.inputs = append(o.inputs, short)
+	expired := o.create(o.upload(short), 5*time.Second)
 	o.batches[expired] = batch.Expired
 	run(chat(2, "of late"), batch.Completed)
 	h := o.serve()
@@ -455,10 +460,7 @@ func (o *ordeal) work() {
 // allEnd waits for all batches, those included that nobody was told of.
 func (o *ordeal) allEnd() {
 	o.Helper()
-	ids, err := query[string](o.Context(), o.doctor.db, "SELECT id FROM batches ORDER BY seq")
-	if err != nil {
-		o.Fatal(err)
-	}
+	ids := column[string](o.bench, "SELECT id FROM batches ORDER BY seq")
 	for _, id := range ids {
 		o.look(id)
 		x := o.ends(id)
@@ -482,7 +484,9 @@ func (o *ordeal) wantKept() {
 			o.Errorf("promise 11: file %s was acknowledged: %v", id, err)
 			continue
 		}
-		if text, err := o.doctor.read(o.Context(), f.Parts); err != nil || string(text) != content {
+		r := blob.Concat(o.Context(), o.blobs, f.Parts, 0, -1)
+		defer r.Close()
+		if text, err := io.ReadAll(r); err != nil || string(text) != content {
 			o.Errorf("promise 11: file %s has %d bytes, %v; want %d, or other ones", id, len(text), err, len(content))
 		}
 	}
@@ -519,11 +523,9 @@ func (o *ordeal) wantNoOrphans() {
 		must(o.blobs.Delete(ctx, key))
 	}
 	must(o.store.Forget(ctx, keys))
-	named, err := query[string](ctx, o.doctor.db, `SELECT key FROM blobs WHERE key IN (SELECT blob_key FROM file_parts)
+	named := column[string](o.bench, `SELECT key FROM blobs WHERE key IN (SELECT blob_key FROM file_parts)
 		OR key IN (SELECT blob_key FROM upload_parts) ORDER BY key`)
-	must(err)
-	rows, err := query[string](ctx, o.doctor.db, "SELECT key FROM blobs ORDER BY key")
-	must(err)
+	rows := column[string](o.bench, "SELECT key FROM blobs ORDER BY key")
 	var found []string
 	for info, err := range o.blobs.List(ctx) {
 		must(err)
@@ -546,13 +548,12 @@ func (o *ordeal) wantNoOrphans() {
 func (o *ordeal) wantFewRepeats() {
 	o.Helper()
 	repeats := 0
-	for id := range o.seen {
-		p, err := o.doctor.load(o.Context(), id)
-		if err != nil {
-			o.Fatal(err)
-		}
-		for _, req := range p.input {
-			repeats += max(0, o.calls(req.Body)-1)
+	var parser batch.Parser
+	for _, input := range o.inputs {
+		for l := range batch.SplitLines(input, 1) {
+			if req, err := parser.Request(l); err == nil {
+				repeats += max(0, o.calls(req.Body)-1)
+			}
 		}
 	}
 	if most := o.deaths * 2 * slots; repeats > most {
