@@ -1,4 +1,4 @@
-.PHONY: demo test build bench lint crash
+.PHONY: demo test build bench lint crash mutations
 
 demo: build        # the main job on a simulated upstream: one file in, every answer out
 	@examples/demo.sh
@@ -18,3 +18,6 @@ bench:             # beside a bare loop of net/http, in one run
 crash:             # kill -9 at ROUNDS random moments, and whatever else breaks a process, with numbers
 	OFFPEAK_CRASH_ROUNDS=$(or $(ROUNDS),100) go test -count 1 -v -timeout 1h ./crash
 	OFFPEAK_CRASH_ROUNDS=$(or $(ROUNDS),100) OFFPEAK_CRASH_RACE=1 go test -count 1 -v -timeout 1h -run 'Rolling|Drain|Balancer|Stopped' ./crash
+
+mutations:         # break each guard and see which test notices: docs/mutations.md, half an hour
+	go test ./internal/mutations -run TestMutations -mutate -timeout 0 -v

@@ -24,6 +24,7 @@ var allowed = map[string]string{
 	"internal/client":          "openai",
 	"internal/doctor":          "batch blob journal",
 	"internal/engine":          "batch blob journal sched upstream",
+	"internal/mutations":       "",
 	"internal/api":             "batch blob journal openai sched",
 	"cmd/offpeak":              "api batch blob client doctor engine openai progress sim store upstream",
 	"bench":                    "",

@@ -62,7 +62,7 @@ func (d *Dir) prepare() error {
 	// in. So mkdirAll syncs the parent of a folder that it finds too: that of root first, then root
 	// itself, which vouches for the sub-folders listed below.
 	for _, path := range []string{d.root, d.tmp()} {
-		if err := mkdirAll(path); err != nil {
+		if err := d.step(OpPrepare, "", func() error { return mkdirAll(path) }); err != nil {
 			return err
 		}
 		// One that was restored from a backup may be open to others, and so may what is in it.
@@ -76,10 +76,11 @@ func (d *Dir) prepare() error {
 	}
 	for _, e := range left {
 		// Nobody else writes here, but what we cannot have made we do not remove.
-		if key, _, _ := strings.Cut(e.Name(), "."); checkKey(key) != nil {
+		key, _, _ := strings.Cut(e.Name(), ".")
+		if checkKey(key) != nil {
 			continue
 		}
-		if err := os.Remove(filepath.Join(d.tmp(), e.Name())); err != nil {
+		if err := d.step(OpTidy, key, func() error { return os.Remove(filepath.Join(d.tmp(), e.Name())) }); err != nil {
 			return err
 		}
 	}
@@ -300,7 +301,7 @@ func (w *writer) commit() error {
 	// The name needs an fsync of its own, of the folder that it stands in (fsync(2)). Where that
 	// fails nobody knows what the disk has; the caller is told no, so the blob shall go.
 	if err := d.step(OpSyncDir, w.key, func() error { return syncDir(d.shard(w.key)) }); err != nil {
-		os.Remove(path)
+		d.step(OpUndo, w.key, func() error { return os.Remove(path) })
 		return err
 	}
 	return nil

@@ -25,10 +25,20 @@ import (
 // crashEnv makes the test binary write blobs to the folder it names until it is killed.
 const crashEnv = "OFFPEAK_BLOB_CRASH_TEST"
 
+// traceEnv makes the test binary open the folder it names and commit one blob.
+const traceEnv = "OFFPEAK_BLOB_TRACE_TEST"
+
 func TestMain(m *testing.M) {
 	if path := os.Getenv(crashEnv); path != "" {
 		fmt.Fprintln(os.Stderr, writeUntilKilled(path))
 		os.Exit(1)
+	}
+	if path := os.Getenv(traceEnv); path != "" {
+		if err := commitOne(path); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
 	}
 	os.Exit(m.Run())
 }
@@ -141,6 +151,15 @@ func writeUntilKilled(path string) error {
 	return <-errs
 }
 
+func commitOne(path string) error {
+	d, err := blob.Open(path)
+	if err != nil {
+		return err
+	}
+	_, err = put(d, blob.NewKey(), nil)
+	return err
+}
+
 // contentOf returns what put writes under key: some hundred kilobytes that only that key has.
 func contentOf(key string) []byte {
 	return bytes.Repeat([]byte(key), 1+int(key[0])*100)
@@ -186,6 +205,11 @@ func TestCommitOrder(t *testing.T) {
 		ops = append(ops, op)
 		return true, nil
 	}))
+	opening := []blob.Op{blob.OpPrepare, blob.OpPrepare}
+	if !slices.Equal(ops, opening) {
+		t.Errorf("to open: %v, want %v", ops, opening)
+	}
+	ops = nil
 	first := []blob.Op{
 		blob.OpCreate, blob.OpWrite, blob.OpSync, blob.OpMkdir, blob.OpLink, blob.OpSyncDir, blob.OpUnlink,
 	}

@@ -3,8 +3,10 @@ package blob
 // An Op is a step of a [Dir] that changes the disk.
 type Op string
 
-// The steps of a commit in their order, and Delete's.
+// The steps of Open, of a commit in their order, and Delete's.
 const (
+	OpPrepare Op = "prepare" // make a folder that holds all blobs, and fsync its parent
+	OpTidy    Op = "tidy"    // remove a temporary file that a crash left
 	OpCreate  Op = "create"  // make the temporary file
 	OpWrite   Op = "write"   // write a buffer to it
 	OpSync    Op = "sync"    // fsync it
@@ -13,6 +15,7 @@ const (
 	OpSyncDir Op = "syncdir" // fsync the sub-folder
 	OpUnlink  Op = "unlink"  // take away the temporary name
 	OpDelete  Op = "delete"  // remove a blob
+	OpUndo    Op = "undo"    // remove a blob whose OpSyncDir failed
 )
 
 // A Fault decides the fate of a step in a test: with an error the step's caller is told that error,

@@ -268,7 +268,7 @@ func (s *Store) Reject(ctx context.Context, a batch.Admission, errs []batch.Line
 
 // ReleaseValidating gives a batch back unvalidated.
 func (s *Store) ReleaseValidating(ctx context.Context, a batch.Admission) error {
-	_, err := exec(ctx, s.write, `UPDATE batches SET token = NULL, node_id = NULL WHERE id = $1 AND token = $2`, a.Batch.ID, a.Token)
+	_, err := s.change(ctx, `UPDATE batches SET token = NULL, node_id = NULL WHERE id = $1 AND token = $2`, a.Batch.ID, a.Token)
 	return err
 }
 
@@ -287,7 +287,7 @@ func (s *Store) ReleaseStrayBatches(ctx context.Context, node string, known []st
 	for _, id := range known {
 		args = append(args, id)
 	}
-	_, err := exec(ctx, s.write, `UPDATE batches SET token = NULL, node_id = NULL
+	_, err := s.change(ctx, `UPDATE batches SET token = NULL, node_id = NULL
 		WHERE status = 'validating' AND node_id = $1 AND id NOT IN (`+in(2, len(known))+`)`, args...)
 	return err
 }

@@ -13,7 +13,7 @@ import (
 // ReserveBlob notes that a blob is about to be written, so that its bytes are found and removed
 // should nobody come to name it. The blob's first byte is written after this returns.
 func (s *Store) ReserveBlob(ctx context.Context, key string) error {
-	_, err := exec(ctx, s.write, `INSERT INTO blobs (key, created_at) VALUES ($1, $2)`, key, ms(s.now()))
+	_, err := s.change(ctx, `INSERT INTO blobs (key, created_at) VALUES ($1, $2)`, key, ms(s.now()))
 	return err
 }
 
@@ -159,7 +159,7 @@ func cut[T any](page []T, limit int) ([]T, bool) {
 // until no batch needs them (contract FI-16).
 func (s *Store) DeleteFile(ctx context.Context, project, id string) error {
 	now := ms(s.now())
-	n, err := exec(ctx, s.write, `UPDATE files SET deleted_at = $1 WHERE `+visible+` AND project_id = $2 AND id = $3`,
+	n, err := s.change(ctx, `UPDATE files SET deleted_at = $1 WHERE `+visible+` AND project_id = $2 AND id = $3`,
 		now, project, id)
 	if err == nil && n == 0 {
 		return batch.NoFile(id)

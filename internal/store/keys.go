@@ -91,7 +91,7 @@ func (s *Store) ListKeys(ctx context.Context) ([]Key, error) {
 
 // RevokeKey makes the key with the id useless, from the next call on.
 func (s *Store) RevokeKey(ctx context.Context, id string) error {
-	n, err := exec(ctx, s.write, `UPDATE keys SET revoked_at = coalesce(revoked_at, $2) WHERE id = $1`, id, ms(s.now()))
+	n, err := s.change(ctx, `UPDATE keys SET revoked_at = coalesce(revoked_at, $2) WHERE id = $1`, id, ms(s.now()))
 	if err == nil && n == 0 {
 		return &batch.Error{Kind: batch.NotFound, Msg: fmt.Sprintf("there is no key with the id %q", id)}
 	}
@@ -152,7 +152,7 @@ func (k *Keys) Authenticate(ctx context.Context, secret string, local bool) (bat
 		// as long as a slow disk may take.
 		ctx, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
 		defer cancel()
-		exec(ctx, s.write, `UPDATE keys SET last_used_at = $2 WHERE id = $1`, id, ms(now))
+		s.change(ctx, `UPDATE keys SET last_used_at = $2 WHERE id = $1`, id, ms(now))
 	}
 	return p, nil
 }

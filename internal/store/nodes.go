@@ -39,6 +39,6 @@ func (s *Store) Join(ctx context.Context, name string) (id string, err error) {
 
 // Leave notes that the node has ended of its own will.
 func (s *Store) Leave(ctx context.Context, node string) error {
-	_, err := exec(ctx, s.write, `UPDATE nodes SET dead_at = $2 WHERE id = $1`, node, ms(s.now()))
+	_, err := s.change(ctx, `UPDATE nodes SET dead_at = $2 WHERE id = $1`, node, ms(s.now()))
 	return err
 }

@@ -79,7 +79,7 @@ func (s *Store) ReleaseStrays(ctx context.Context, node string, known []int64) e
 	for _, id := range known {
 		args = append(args, id)
 	}
-	_, err := exec(ctx, s.write, `UPDATE segments SET token = NULL, node_id = NULL, seq = seq + 1
+	_, err := s.change(ctx, `UPDATE segments SET token = NULL, node_id = NULL, seq = seq + 1
 		WHERE node_id = $1 AND sealed_at IS NULL AND token IS NOT NULL AND id NOT IN (`+in(2, len(known))+`)`, args...)
 	return err
 }

@@ -34,6 +34,7 @@ type Store struct {
 	read  *sql.DB
 	d     dialect
 	now   func() time.Time
+	fault Fault
 	lock  *os.File // on the data folder; nil if we are a guest in it
 }
 
@@ -44,6 +45,8 @@ type Options struct {
 	Guest bool
 	// Now is the clock. Zero: time.Now.
 	Now func() time.Time
+	// Fault decides the fate of every write, for tests. Nil: they run undisturbed.
+	Fault Fault
 }
 
 // ErrLocked is returned by Open for a folder that another process works on.
@@ -55,7 +58,7 @@ func Open(ctx context.Context, dir string, o Options) (*Store, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("data folder: %w", err)
 	}
-	s := &Store{d: sqlite3Dialect, now: o.Now}
+	s := &Store{d: sqlite3Dialect, now: o.Now, fault: o.Fault}
 	if s.now == nil {
 		s.now = time.Now
 	}
@@ -131,9 +134,23 @@ type querier interface {
 	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
 }
 
-// tx runs f in a transaction that may write. It runs f again if the database asks for that, so f
-// must not have effects of its own; results that it leaves behind are those of its last run.
+// tx runs f in a transaction that may write, and is the only way to write. It runs f again if the
+// database asks for that, so f must not have effects of its own; results that it leaves behind are
+// those of its last run.
 func (s *Store) tx(ctx context.Context, f func(q querier) error) error {
+	return s.step(func() error { return s.retry(ctx, f) })
+}
+
+// change runs one statement in a transaction of its own and returns how many rows it changed.
+func (s *Store) change(ctx context.Context, query string, args ...any) (n int64, err error) {
+	err = s.tx(ctx, func(q querier) error {
+		n, err = exec(ctx, q, query, args...)
+		return err
+	})
+	return n, err
+}
+
+func (s *Store) retry(ctx context.Context, f func(q querier) error) error {
 	for attempt := 0; ; attempt++ {
 		err := s.once(ctx, f)
 		if err == nil || !s.d.retryable(err) || attempt == 5 {

@@ -1,13 +1,16 @@
 package store_test
 
 import (
+	"context"
 	"database/sql"
 	"errors"
 	"flag"
+	"fmt"
 	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"syscall"
@@ -19,7 +22,32 @@ import (
 	"offpeak/internal/store/storetest"
 )
 
+// traceEnv makes the test binary open the folder it names, write twice and say so each time.
+const traceEnv = "OFFPEAK_STORE_TRACE_TEST"
+
+func writeTwice(dir string) error {
+	s, err := store.Open(context.Background(), dir, store.Options{})
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	for _, key := range []string{"one", "two"} {
+		if err := s.ReserveBlob(context.Background(), key); err != nil {
+			return err
+		}
+		fmt.Println("reserved", key)
+	}
+	return nil
+}
+
 func TestMain(m *testing.M) {
+	if dir := os.Getenv(traceEnv); dir != "" {
+		if err := writeTwice(dir); err != nil {
+			fmt.Println(err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	// Nobody pulls the plug here, so there is no need to wait for a disk.
 	if _, err := os.Stat("/dev/shm"); err == nil {
 		os.Setenv("TMPDIR", "/dev/shm")
@@ -182,6 +210,35 @@ func TestUnfit(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestCommitOnDisk asks the kernel whether a commit is on the disk before anybody is told of it.
+func TestCommitOnDisk(t *testing.T) {
+	strace, err := exec.LookPath("strace")
+	if err != nil {
+		t.Skip("no strace here")
+	}
+	out := filepath.Join(t.TempDir(), "trace")
+	cmd := exec.Command(strace, "-f", "-y", "-qq", "-o", out, "-e", "trace=write,pwrite64,fsync,fdatasync", os.Args[0])
+	cmd.Env = append(os.Environ(), traceEnv+"="+t.TempDir())
+	if said, err := cmd.CombinedOutput(); err != nil {
+		if strings.Contains(string(said), "ptrace") {
+			t.Skipf("strace may not trace here: %s", said)
+		}
+		t.Fatalf("%v: %s", err, said)
+	}
+	text, err := os.ReadFile(out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(text), `"reserved one\n"`)
+	between, _, found := strings.Cut(rest, `"reserved two\n"`)
+	if !found {
+		t.Fatalf("nothing was written:\n%s", text)
+	}
+	if !regexp.MustCompile(`(?s)write64\(\d+<[^>]*/offpeak\.db-wal>.*f(data)?sync\(\d+<[^>]*/offpeak\.db-wal>`).MatchString(between) {
+		t.Errorf("between two writes that were acknowledged:\n%s", between)
 	}
 }
 

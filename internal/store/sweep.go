@@ -72,7 +72,7 @@ func unnameBlob(ctx context.Context, q querier, key string) error {
 
 // DropBatches drops batches that ended longer than keep ago. Their files go by their own expiry.
 func (s *Store) DropBatches(ctx context.Context, keep time.Duration) error {
-	_, err := exec(ctx, s.write, `DELETE FROM batches WHERE status IN ('completed', 'failed', 'expired', 'cancelled')
+	_, err := s.change(ctx, `DELETE FROM batches WHERE status IN ('completed', 'failed', 'expired', 'cancelled')
 		AND coalesce(completed_at, failed_at, expired_at, cancelled_at) <= $1`, ms(s.now().Add(-keep)))
 	return err
 }

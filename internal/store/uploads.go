@@ -16,7 +16,7 @@ const UploadMemory = 30 * 24 * time.Hour
 
 // CreateUpload makes u.
 func (s *Store) CreateUpload(ctx context.Context, u batch.Upload) error {
-	_, err := exec(ctx, s.write, `INSERT INTO uploads (id, project_id, purpose, filename, bytes, keep, status, created_at, expires_at)
+	_, err := s.change(ctx, `INSERT INTO uploads (id, project_id, purpose, filename, bytes, keep, status, created_at, expires_at)
 		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)`,
 		u.ID, u.Project, u.Purpose, u.Filename, u.Bytes, u.Keep.Milliseconds(), u.Status, ms(u.CreatedAt), ms(u.ExpiresAt))
 	return err

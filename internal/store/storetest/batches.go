@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"offpeak/internal/batch"
+	"offpeak/internal/store"
 )
 
 func testBatch(d *db) {
@@ -67,6 +68,41 @@ func testBatchList(d *db) {
 	}
 	_, _, err := d.ListBatches(d.ctx(), batch.DefaultProject, batch.BatchQuery{After: "batch_none", Limit: 1})
 	d.wantKind("list after an unknown batch", err, batch.NotFound)
+}
+
+// testCreateOnce repeats a creation under a key: within a day it makes one batch.
+func testCreateOnce(d *db) {
+	input := d.file(batch.PurposeBatch, 1).ID
+	p, err := d.CreateProject(d.ctx(), "other", 1)
+	d.must(err)
+	one, two := [32]byte{1}, [32]byte{2}
+	create := func(project, key string, request [32]byte) (made, asked batch.Batch, err error) {
+		asked = d.newBatch(input)
+		asked.Project = project
+		made, err = d.CreateBatchOnce(d.ctx(), asked, key, request)
+		return made, asked, err
+	}
+	first, asked, err := create(batch.DefaultProject, "k", one)
+	d.must(err)
+	d.wantSame("the batch that was made", first.ID, asked.ID)
+	d.cancel(first.ID)
+	again, _, err := create(batch.DefaultProject, "k", one)
+	d.must(err)
+	d.wantSame("the batch as it is by now", again, d.batch(first.ID))
+	_, _, err = create(batch.DefaultProject, "k", two)
+	d.wantKind("another request under the key", err, batch.Conflict)
+	for _, test := range []struct{ project, key string }{{p.ID, "k"}, {batch.DefaultProject, "l"}} {
+		made, asked, err := create(test.project, test.key, two)
+		d.must(err)
+		d.wantSame("the key is another's, or another", made.ID, asked.ID)
+	}
+	d.clock.turn(store.IdempotencyTime)
+	made, asked, err := create(batch.DefaultProject, "k", two)
+	d.must(err)
+	d.wantSame("a day later", made.ID, asked.ID)
+	if batches, _, err := d.ListBatches(d.ctx(), batch.DefaultProject, batch.BatchQuery{Limit: 9}); err != nil || len(batches) != 3 {
+		d.Errorf("%d batches, %v; want 3", len(batches), err)
+	}
 }
 
 // testCancel cancels a batch in every status.

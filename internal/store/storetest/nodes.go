@@ -46,6 +46,20 @@ func testJoin(d *db) {
 	d.must(d.Leave(d.ctx(), "no such node"))
 }
 
+// testReferences wants rows that refer to something that is not there to be refused.
+func testReferences(d *db) {
+	f := d.newFile(batch.PurposeBatch, 1)
+	f.Project = "proj_unknown"
+	if err := d.CreateFile(d.ctx(), f); err == nil {
+		d.Error("a file was made in a project that does not exist")
+	}
+	b := d.running(1)
+	if l, err := d.Claim(d.ctx(), "unknown", work(b, "m")); err == nil {
+		d.Errorf("a node that never joined claimed %+v", l)
+	}
+	d.wantSame("the claim of a node that is known", d.claim(b).BatchID, b.ID)
+}
+
 // testReopen opens the database many times; what is in it stays as it is.
 func testReopen(d *db) {
 	b, f := d.completed(), d.file(batch.PurposeBatch, 3)
