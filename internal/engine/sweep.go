@@ -63,7 +63,7 @@ func (e *Engine) finalizeReady(ctx context.Context) {
 
 // sweepAll ends batches at their deadline, and every now and then removes what nobody needs.
 func (e *Engine) sweepAll(ctx context.Context) {
-	tick := time.NewTicker(time.Second)
+	tick := time.NewTicker(max(time.Second, e.cfg.poll))
 	defer tick.Stop()
 	for n := 0; ; n++ {
 		err := e.expire(ctx)

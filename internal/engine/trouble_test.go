@@ -82,6 +82,33 @@ func TestLostAtTheEnd(t *testing.T) {
 	})
 }
 
+// TestLostWhileSealing takes a segment away between two attempts to seal it. The next owner is done
+// with it before the former one looks again, and finds no journal.
+func TestLostWhileSealing(t *testing.T) {
+	bubble(t, func(b *bench) {
+		b.upstream(sim.Config{Timing: sim.Timing{Latency: time.Second}}, upstream.Config{})
+		f := newFaults(func(op string, n, _ int) fate {
+			if op == "blob.Create" && n == 1 {
+				return lost
+			}
+			return done
+		})
+		f.before = func(op string, n int) {
+			if op != "blob.Create" || n != 1 {
+				return
+			}
+			if _, err := b.store.Join(b.Context(), "thief"); err != nil {
+				b.Error(err)
+			}
+			b.wake()
+		}
+		p := b.start(f.in)
+		b.want(b.ends(b.run(chat(5))), batch.Completed, 5, 5, 0)
+		time.Sleep(time.Minute)
+		p.drain()
+	})
+}
+
 // TestUnreadableInput loses the bytes of some inputs for a while. Other batches do not feel it, and
 // nothing is lost once the bytes are back.
 func TestUnreadableInput(t *testing.T) {
