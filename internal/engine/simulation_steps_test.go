@@ -58,7 +58,7 @@ func (w *world) build(dice *rand.Rand) {
 				c.Models = append(c.Models, sim.Model{ID: m})
 			}
 		}
-		w.upstream(c, u)
+		w.lists[w.upstream(c, u)] = len(c.Models) > 0
 		w.note("upstream %d: models %v, at most %d calls, latency %v, faults %+v", i, models, u.MaxInFlight, c.Timing.Latency, c.Faults)
 	}
 	w.repeats = dice.IntN(4) == 0
@@ -579,7 +579,8 @@ func lossOfModel(w *world, u *up, dice *rand.Rand) func() {
 	w.unsure[gone] = true
 	w.note("it is %s", gone)
 	u.handle(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
-		if strings.HasSuffix(r.URL.Path, "/models") {
+		// One without a list gets none: what was read once stays good.
+		if strings.HasSuffix(r.URL.Path, "/models") && w.lists[u] {
 			io.WriteString(rw, `{"object":"list","data":[`)
 			n := 0
 			for _, m := range w.models {
