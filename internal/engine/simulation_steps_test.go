@@ -511,7 +511,7 @@ func (w *world) mend() {
 
 // turnClock turns the store's clock, forth or back.
 func (w *world) turnClock(dice *rand.Rand) {
-	by := between(dice, time.Second, 3*time.Hour)
+	by := between(dice, time.Second, 40*time.Hour)
 	if dice.IntN(2) == 0 {
 		by = -by
 	}
