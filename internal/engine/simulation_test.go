@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/cryptotest"
 	"testing/synctest"
@@ -55,9 +56,18 @@ func TestSimulation(t *testing.T) {
 		first = uint64(time.Now().UnixNano()) % 1_000_000_000
 	}
 	t.Logf("%d seeds from %d on", n, first)
+	var failed atomic.Int64
 	for i := range uint64(n) {
 		t.Run(fmt.Sprint(first+i), func(t *testing.T) {
 			t.Parallel()
+			if failed.Load() >= 3 {
+				t.SkipNow() // there is enough to read
+			}
+			defer func() {
+				if t.Failed() {
+					failed.Add(1)
+				}
+			}()
 			simulate(t, first+i)
 		})
 	}
