@@ -1,4 +1,4 @@
-.PHONY: demo test build bench lint
+.PHONY: demo test build bench lint simulate
 
 demo: build        # the main job on a simulated upstream: one file in, every answer out
 	@examples/demo.sh
@@ -14,3 +14,7 @@ lint:
 
 bench:             # beside a bare loop of net/http, in one run
 	go run ./bench
+
+SEEDS = 10000
+simulate:          # everything that may happen to an engine, in as many orders: make simulate SEEDS=100000
+	go test ./internal/engine -run 'TestSimulation$$' -timeout 0 -seeds $(SEEDS)
