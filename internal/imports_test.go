@@ -22,9 +22,10 @@ var allowed = map[string]string{
 	"internal/store/storetest": "batch blob store",
 	"internal/upstream":        "batch",
 	"internal/client":          "openai",
+	"internal/doctor":          "batch blob journal",
 	"internal/engine":          "batch blob journal sched upstream",
 	"internal/api":             "batch blob journal openai sched",
-	"cmd/offpeak":              "api batch blob client engine openai progress sim store upstream",
+	"cmd/offpeak":              "api batch blob client doctor engine openai progress sim store upstream",
 	"bench":                    "",
 }
 

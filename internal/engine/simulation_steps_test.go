@@ -232,12 +232,21 @@ func (w *world) cancelOne(dice *rand.Rand) {
 func (w *world) deleteOne(dice *rand.Rand) {
 	w.Helper()
 	in := w.inputs[dice.IntN(len(w.inputs))]
-	err := w.store.DeleteFile(w.Context(), batch.DefaultProject, in.file)
+	file := in.file
+	if e := w.batches[dice.IntN(len(w.batches))]; dice.IntN(2) == 0 {
+		if file = w.look(e.id).OutputFileID; file == "" {
+			return
+		}
+		w.deletes = true
+		w.note("the output of %s is deleted, if it is there", w.name(e))
+	} else {
+		in.deleted = true
+		w.note("the input %s is deleted", file)
+	}
+	err := w.store.DeleteFile(w.Context(), batch.DefaultProject, file)
 	if err != nil && batch.KindOf(err) != batch.NotFound {
 		w.Fatal(err)
 	}
-	in.deleted = true
-	w.note("the input %s is deleted", in.file)
 }
 
 // harm makes an upstream fail in some way, or all of them in the same, until they are cured.
@@ -383,9 +392,7 @@ func (w *world) end(p *process, abort time.Duration) {
 func (w *world) depose(*rand.Rand) {
 	w.Helper()
 	w.note("all leases are lost")
-	if _, err := w.store.Join(w.Context(), "somebody"); err != nil {
-		w.Fatal(err)
-	}
+	w.bench.steal()
 	w.calm = time.Now()
 }
 
@@ -395,6 +402,7 @@ func (w *world) steal(dice *rand.Rand) {
 	if dice.IntN(2) == 0 {
 		w.depose(dice)
 	}
+	w.thief = true
 	node, err := w.store.Join(w.Context(), "thief")
 	if err != nil {
 		w.Fatal(err)
@@ -448,7 +456,7 @@ func (w *world) duel(dice *rand.Rand) {
 	case w.p != nil:
 		w.lives++
 		w.note("process %d starts, and works beside the other", w.lives)
-		w.repeats = true
+		w.repeats, w.thief = true, true
 		w.mortal = newFaults(nil)
 		w.rival = w.process(w.mortal)
 		w.running.Store(w.p)

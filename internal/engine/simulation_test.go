@@ -275,7 +275,7 @@ func (w *world) inspect() {
 		case e.due.IsZero():
 			e.due = now
 		}
-		if since := latest(e.due, w.calm); !e.due.IsZero() && now.Sub(since) > 11*time.Minute+2*w.poll {
+		if since := slices.MaxFunc([]time.Time{e.due, w.calm}, time.Time.Compare); !e.due.IsZero() && now.Sub(since) > 11*time.Minute+2*w.poll {
 			w.Errorf("promise 6: %s is %s with %+v, %v after it had to end", w.name(e), x.Status, x.Counts, now.Sub(since))
 			e.due = now // once is enough
 		}
