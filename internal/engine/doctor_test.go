@@ -36,7 +36,7 @@ func (b *bench) examine() {
 		if f.Kind == "held-by-the-dead" && b.thief {
 			continue // who was declared dead lives
 		}
-		if f.Kind == "no-result" && b.deletes {
+		if f.Kind == "no-result" && b.deletes || f.Kind == "not-swept" && b.unswept {
 			continue
 		}
 		b.Error(f)

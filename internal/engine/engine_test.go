@@ -78,6 +78,7 @@ type bench struct {
 	wrong    int                     // answers that the examination found wrong
 	thief    bool                    // see steal
 	deletes  bool                    // result files are deleted, too
+	unswept  bool                    // there was no time for a sweep
 	foreign  bool                    // answers were recorded from other upstreams than ours
 	repeats  bool                    // bodies may be sent again: there are equal ones, or two processes at work
 }

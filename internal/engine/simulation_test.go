@@ -252,6 +252,7 @@ func (w *world) inspect() {
 		w.calm = now
 	}
 	w.storage.Unlock()
+	w.unswept = now.Sub(w.calm) < 5*time.Minute
 	// To examine everything takes longer than all the rest. Who runs a single seed wants to know at
 	// which step it went wrong.
 	thorough := *oneSeed != 0 || w.dice("thorough", w.step).IntN(3) == 0 || w.step >= w.steps
