@@ -163,7 +163,7 @@ func (s *faultyStore) Release(ctx context.Context, l batch.Lease) error {
 	return throughErr(s.f, "Release", func() error { return s.s.Release(ctx, l) })
 }
 
-func (s *faultyStore) ReleaseStrays(ctx context.Context, node string, known []int64) error {
+func (s *faultyStore) ReleaseStrays(ctx context.Context, node string, known []string) error {
 	return throughErr(s.f, "ReleaseStrays", func() error { return s.s.ReleaseStrays(ctx, node, known) })
 }
 
