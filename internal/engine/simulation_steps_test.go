@@ -48,7 +48,7 @@ func (w *world) build(dice *rand.Rand) {
 		if i > 0 {
 			models = models[:1+dice.IntN(len(models))]
 		}
-		u := upstream.Config{MaxInFlight: 1 + dice.IntN(12), Timeout: 2 * time.Minute}
+		u := upstream.Config{MaxInFlight: 1 + dice.IntN(12), Timeout: []time.Duration{2 * time.Minute, 2 * time.Minute, 30 * time.Minute}[dice.IntN(3)]}
 		switch dice.IntN(4) {
 		case 0: // any
 		case 1:
@@ -492,14 +492,14 @@ func (w *world) spoil(dice *rand.Rand) {
 	w.storage.Lock()
 	defer w.storage.Unlock()
 	s := &w.storage
-	switch dice.IntN(8) {
+	switch dice.IntN(9) {
 	case 0:
 		s.database = 1
 	case 1:
 		s.database, s.blobs = 1, 1
 	case 2:
 		s.blobs = 1
-	case 3:
+	case 3, 6:
 		s.database = 0.3 * dice.Float64()
 	case 4:
 		s.database, s.blobs = 0.2*dice.Float64(), 0.3*dice.Float64()

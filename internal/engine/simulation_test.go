@@ -259,9 +259,17 @@ func (w *world) inspect() {
 	if thorough {
 		w.examine()
 	}
+	w.check(thorough)
+}
+
+// check looks at the batches, at those that have ended only if asked to, and wants to be terminal
+// what has to be.
+func (w *world) check(all bool) {
+	w.Helper()
+	now := time.Now()
 	for _, e := range w.batches {
 		was := w.seen[e.id]
-		if was.Status.Terminal() && !thorough {
+		if was.Status.Terminal() && !all {
 			continue
 		}
 		x := w.look(e.id)
@@ -313,9 +321,10 @@ func (w *world) settle() {
 	}
 	start, moved := time.Now(), time.Now()
 	for {
+		w.check(false)
 		open, state := 0, ""
 		for _, e := range w.batches {
-			x := w.look(e.id)
+			x := w.seen[e.id]
 			state += fmt.Sprint(x.Status, x.Counts)
 			if !x.Status.Terminal() {
 				open++
@@ -330,7 +339,7 @@ func (w *world) settle() {
 		if time.Since(moved) > 10*time.Minute && w.giveUpPoison() {
 			moved = time.Now()
 		}
-		if time.Since(moved) > time.Hour || time.Since(start) > w.patience {
+		if time.Since(moved) > 2*time.Hour || time.Since(start) > w.patience {
 			w.note("%s", w.p.Dump())
 			w.Fatalf("promise 6: all has been well for %v, and %d batches do not end", time.Since(start), open)
 		}
