@@ -236,14 +236,20 @@ type faultyBlobs struct {
 func (b *faultyBlobs) Create(ctx context.Context, key string) (blob.Writer, error) {
 	return through(b.f, "blob.Create", func() (blob.Writer, error) {
 		w, err := b.b.Create(ctx, key)
-		return &faultyWriter{w, b.f}, err
+		if err != nil {
+			return nil, err
+		}
+		return &faultyWriter{w, b.f}, nil
 	})
 }
 
 func (b *faultyBlobs) Open(ctx context.Context, key string, off, n int64) (io.ReadCloser, error) {
 	return through(b.f, "blob.Open", func() (io.ReadCloser, error) {
 		r, err := b.b.Open(ctx, key, off, n)
-		return &faultyReader{r, b.f}, err
+		if err != nil {
+			return nil, err
+		}
+		return &faultyReader{r, b.f}, nil
 	})
 }
 
