@@ -347,7 +347,8 @@ func (w *world) settle() {
 	}
 	w.inspect()
 	w.note("everything has ended")
-	w.pass(w.poll) // what was held for what has ended is let go
+	// Who lost a segment in silence, with a call that hangs, finds that out after the grace.
+	w.pass(6*time.Minute + 2*w.poll)
 	w.p.drain()
 	w.p = nil
 	w.wantFree()
