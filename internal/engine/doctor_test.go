@@ -6,6 +6,7 @@ import (
 	"database/sql"
 	"encoding/json"
 	"path/filepath"
+	"time"
 
 	"offpeak/internal/batch"
 	"offpeak/internal/blob"
@@ -16,6 +17,7 @@ import (
 // what was uploaded, how often a request was sent, and what upstreams answer to it.
 func (b *bench) newDoctor() *doctor.Doctor {
 	return doctor.Open(b.dir, doctor.Options{
+		Now:            func() time.Time { return time.Now().Add(time.Duration(b.ahead.Load())) }, // the store's clock
 		NothingDeleted: true,
 		Input:          func(file string) []byte { return b.inputs[file] },
 		Calls:          b.callsOnce,

@@ -40,7 +40,7 @@ func (w *world) build(dice *rand.Rand) {
 				Attempts: 2,
 			},
 		}
-		if dice.IntN(4) == 0 { // a request may time out but once
+		if dice.IntN(3) == 0 { // a request may time out but once
 			c.Faults.Hang, c.Faults.Attempts = 0.1, 1
 		}
 		// The first one serves every model, by one way or another.
@@ -219,7 +219,11 @@ func (w *world) input(dice *rand.Rand) *contents {
 
 func (w *world) cancelOne(dice *rand.Rand) {
 	w.Helper()
-	e := w.batches[dice.IntN(len(w.batches))]
+	w.cancelThis(w.batches[dice.IntN(len(w.batches))])
+}
+
+func (w *world) cancelThis(e *errand) {
+	w.Helper()
 	x, err := w.store.CancelBatch(w.Context(), batch.DefaultProject, e.id)
 	w.note("%s is cancelled: it is %s, %v", w.name(e), x.Status, err)
 	if err != nil && batch.KindOf(err) != batch.Conflict {

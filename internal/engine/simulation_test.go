@@ -319,6 +319,12 @@ func (w *world) settle() {
 	if w.p == nil {
 		w.launch()
 	}
+	last := w.dice("last cancels")
+	for _, e := range w.batches {
+		if last.IntN(3) == 0 && !w.look(e.id).Status.Terminal() {
+			w.cancelThis(e)
+		}
+	}
 	start, moved := time.Now(), time.Now()
 	for {
 		w.check(false)
