@@ -1,4 +1,4 @@
-.PHONY: demo test build bench lint crash mutations
+.PHONY: demo test build bench lint crash mutations simulate
 
 demo: build        # the main job on a simulated upstream: one file in, every answer out
 	@examples/demo.sh
@@ -21,3 +21,6 @@ crash:             # kill -9 at ROUNDS random moments, and whatever else breaks 
 
 mutations:         # break each guard and see which test notices: docs/mutations.md, half an hour
 	go test ./internal/mutations -run TestMutations -mutate -timeout 0 -v
+
+simulate:          # everything that may happen to an engine, in SEEDS orders: make simulate SEEDS=100000
+	go test ./internal/engine -run 'TestSimulation$$' -timeout 0 -seeds $(or $(SEEDS),10000)

@@ -24,8 +24,8 @@ type admissions interface {
 	// Validating reports whether a is still good: the batch was not cancelled and did not expire.
 	Validating(ctx context.Context, a batch.Admission) (bool, error)
 	ReleaseValidating(ctx context.Context, a batch.Admission) error
-	// ReleaseStrayBatches gives back what the node validates beside the known: claims whose reply
-	// was lost.
+	// ReleaseStrayBatches gives back what the node validates save under the known tokens: claims
+	// whose reply was lost.
 	ReleaseStrayBatches(ctx context.Context, node string, known []string) error
 }
 
@@ -80,7 +80,7 @@ func (e *Engine) claimValidating(ctx context.Context) (*batch.Admission, error) 
 	if err != nil {
 		e.strayBatches = true
 	} else if a != nil {
-		e.admitted[a.Batch.ID] = true
+		e.admitted[a.Token] = true
 	}
 	return a, err
 }
@@ -91,7 +91,7 @@ func (e *Engine) admitOne(ctx context.Context, a batch.Admission, slots chan str
 	start := time.Now()
 	defer func() {
 		e.mu.Lock()
-		delete(e.admitted, a.Batch.ID)
+		delete(e.admitted, a.Token)
 		delete(e.waiting, a.Batch.ID)
 		e.mu.Unlock()
 		<-slots

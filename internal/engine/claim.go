@@ -23,8 +23,9 @@ type segments interface {
 	// Claim takes the lowest segment of w that nobody holds; nil if there is none left.
 	Claim(ctx context.Context, node string, w batch.Work) (*batch.Lease, error)
 	Release(ctx context.Context, l batch.Lease) error
-	// ReleaseStrays gives back what the node holds beside the known: claims whose reply was lost.
-	ReleaseStrays(ctx context.Context, node string, known []int64) error
+	// ReleaseStrays gives back what the node holds save under the known tokens: claims whose reply
+	// was lost.
+	ReleaseStrays(ctx context.Context, node string, known []string) error
 	// Endings returns which of the batches are ending, and how.
 	Endings(ctx context.Context, batches []string) (map[string]batch.Status, error)
 	// Seal replaces a segment's journal by its parts, and reports whether it was the batch's last.
@@ -148,11 +149,14 @@ func (e *Engine) claim(ctx context.Context) error {
 	return nil
 }
 
-// held returns the ids of the segments that this node knows it holds.
-func (e *Engine) held() []int64 {
+// held returns the tokens of the leases that this node knows of.
+func (e *Engine) held() (tokens []string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return slices.Collect(maps.Keys(e.holds))
+	for _, h := range e.holds {
+		tokens = append(tokens, h.lease.Token)
+	}
+	return tokens
 }
 
 // work names what a batch has to do in a lane.

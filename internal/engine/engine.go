@@ -110,7 +110,7 @@ type Engine struct {
 	draining     bool
 	alarm        *time.Timer // fires when a retry is due or a gate opens
 	alarmAt      time.Time
-	admitted     map[string]bool       // batches that this node validates
+	admitted     map[string]bool       // tokens of batches that this node validates
 	strayBatches bool                  // it may validate others without knowing
 	waiting      map[string]string     // of them, those that wait, and for what
 	unserved     map[string]batch.Lane // batches with work for a lane that no upstream is known for

@@ -80,7 +80,10 @@ type bench struct {
 	inputs   map[string][]byte       // files as they were uploaded, by id, for the time when they are gone
 	wrong    int                     // answers that the examination found wrong
 	thief    bool                    // see steal
+	deletes  bool                    // result files are deleted, too
+	unswept  bool                    // there was no time for a sweep
 	foreign  bool                    // answers were recorded from other upstreams than ours
+	repeats  bool                    // bodies may be sent again: there are equal ones, or two processes at work
 }
 
 // bubble runs a test on a bench where time passes only while everybody waits for it.
@@ -162,7 +165,7 @@ func (b *bench) wantCalls(input []byte, n int) {
 type up struct {
 	*sim.Server
 	*upstream.Upstream
-	config  upstream.Config // of it
+	config  upstream.Config // of which any number of others can be made for the same server
 	handler atomic.Pointer[http.Handler]
 	away    atomic.Bool // connections are refused
 }

@@ -163,7 +163,7 @@ func (s *faultyStore) Release(ctx context.Context, l batch.Lease) error {
 	return throughErr(s.f, "Release", func() error { return s.s.Release(ctx, l) })
 }
 
-func (s *faultyStore) ReleaseStrays(ctx context.Context, node string, known []int64) error {
+func (s *faultyStore) ReleaseStrays(ctx context.Context, node string, known []string) error {
 	return throughErr(s.f, "ReleaseStrays", func() error { return s.s.ReleaseStrays(ctx, node, known) })
 }
 
@@ -236,14 +236,20 @@ type faultyBlobs struct {
 func (b *faultyBlobs) Create(ctx context.Context, key string) (blob.Writer, error) {
 	return through(b.f, "blob.Create", func() (blob.Writer, error) {
 		w, err := b.b.Create(ctx, key)
-		return &faultyWriter{w, b.f}, err
+		if err != nil {
+			return nil, err
+		}
+		return &faultyWriter{w, b.f}, nil
 	})
 }
 
 func (b *faultyBlobs) Open(ctx context.Context, key string, off, n int64) (io.ReadCloser, error) {
 	return through(b.f, "blob.Open", func() (io.ReadCloser, error) {
 		r, err := b.b.Open(ctx, key, off, n)
-		return &faultyReader{r, b.f}, err
+		if err != nil {
+			return nil, err
+		}
+		return &faultyReader{r, b.f}, nil
 	})
 }
 

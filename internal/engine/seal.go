@@ -43,6 +43,13 @@ func (e *Engine) sealHold(ctx context.Context, h *hold) {
 			return
 		case errors.Is(err, batch.ErrSwept):
 			written = false
+		case errors.Is(err, errUnrecorded), errors.Is(err, batch.ErrSealed):
+			// It is not ours any more, or else whoever claims it next makes good what is missing.
+			if err = e.store.Release(ctx, lease); err == nil || errors.Is(err, batch.ErrLeaseLost) {
+				e.log.Warn("segment not sealed, its journal is gone", "batch", h.lease.BatchID, "segment", h.lease.ID)
+				e.drop(h)
+				return
+			}
 		case ctx.Err() != nil:
 			return // it stays held and is released
 		}
@@ -54,6 +61,10 @@ func (e *Engine) sealHold(ctx context.Context, h *hold) {
 		}
 	}
 }
+
+// errUnrecorded is returned by writeParts for a journal that does not hold all that was recorded:
+// somebody else has sealed the segment.
+var errUnrecorded = errors.New("there is no result, and the batch is not ending")
 
 // writeParts writes what is recorded of h to an output and an error part, in the order of lines.
 func (e *Engine) writeParts(ctx context.Context, h *hold, lease batch.Lease) (output, errs batch.Part, err error) {
@@ -76,7 +87,7 @@ func (e *Engine) writeParts(ctx context.Context, h *hold, lease batch.Lease) (ou
 			case batch.Cancelled:
 				r.Failure = batch.FailureCancelled
 			default:
-				return fail(fmt.Errorf("line %d has no result in a batch that is not ending", h.requests[i].Line))
+				return fail(fmt.Errorf("line %d: %w", h.requests[i].Line, errUnrecorded))
 			}
 			line = r.AppendLine(line[:0], lease.BatchID, h.requests[i].Request)
 			if err := bad.write(ctx, line); err != nil {

@@ -63,12 +63,13 @@ func (e *Engine) finalizeReady(ctx context.Context) {
 
 // sweepAll ends batches at their deadline, and every now and then removes what nobody needs.
 func (e *Engine) sweepAll(ctx context.Context) {
-	tick := time.NewTicker(time.Second)
+	pause := max(time.Second, e.cfg.poll)
+	tick := time.NewTicker(pause)
 	defer tick.Stop()
 	for n := 0; ; n++ {
 		e.dismiss(time.Now())
 		err := e.expire(ctx)
-		if err == nil && n%60 == 0 {
+		if err == nil && n%max(1, int(time.Minute/pause)) == 0 {
 			err = e.sweep(ctx)
 		}
 		if err != nil && ctx.Err() == nil {

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"offpeak/internal/batch"
+	"offpeak/internal/engine"
 	"offpeak/internal/sim"
 	"offpeak/internal/store"
 	"offpeak/internal/upstream"
@@ -74,6 +75,80 @@ func TestLostAtTheEnd(t *testing.T) {
 		}
 		p := b.start(f.in)
 		b.want(b.ends(b.run(chat(5))), batch.Completed, 5, 5, 0)
+		p.drain()
+	})
+}
+
+// TestLostWhileSealing takes a segment away between two attempts to seal it. The next owner is done
+// with it before the former one looks again, and finds no journal.
+func TestLostWhileSealing(t *testing.T) {
+	bubble(t, func(b *bench) {
+		b.upstream(sim.Config{Timing: sim.Timing{Latency: time.Second}}, upstream.Config{})
+		f := newFaults(func(op string, n, _ int) fate {
+			if op == "blob.Create" && n == 1 {
+				return lost
+			}
+			return done
+		})
+		f.before = func(op string, n int) {
+			if op != "blob.Create" || n != 1 {
+				return
+			}
+			if _, err := b.store.Join(b.Context(), "thief"); err != nil {
+				b.Error(err)
+			}
+			b.wake()
+		}
+		p := b.start(f.in)
+		b.want(b.ends(b.run(chat(5))), batch.Completed, 5, 5, 0)
+		time.Sleep(time.Minute)
+		p.drain()
+	})
+}
+
+// TestStrayOfWhatWasLost takes a segment away while its calls hang, and loses the reply to the claim
+// that takes it again. So the process holds by a claim that it does not know of what it believes to
+// hold by another.
+func TestStrayOfWhatWasLost(t *testing.T) {
+	bubble(t, func(b *bench) {
+		b.upstream(sim.Config{Timing: sim.Timing{Latency: time.Minute}}, upstream.Config{})
+		var next atomic.Bool
+		p := b.start(newFaults(func(op string, _, _ int) fate {
+			if op == "Claim" && next.CompareAndSwap(true, false) {
+				return untold
+			}
+			return done
+		}).in)
+		id := b.run(chat(5))
+		time.Sleep(10 * time.Second)
+		next.Store(true)
+		b.steal()
+		b.wake()
+		b.want(b.ends(id), batch.Completed, 5, 5, 0)
+		p.drain()
+	})
+}
+
+// TestStrayBatchOfWhatWasLost is the same for a batch in validation.
+func TestStrayBatchOfWhatWasLost(t *testing.T) {
+	bubble(t, func(b *bench) {
+		b.upstream(sim.Config{}, upstream.Config{})
+		var next atomic.Bool
+		f := newFaults(func(op string, n, _ int) fate {
+			switch {
+			case op == "blob.Read" && n == 1:
+				return lost // it is to be tried again, a second later
+			case op == "ClaimValidating" && next.CompareAndSwap(true, false):
+				return untold
+			}
+			return done
+		})
+		p := b.start(f.in, func(c *engine.Config) { *c = c.WithPoll(100 * time.Millisecond) })
+		id := b.run(chat(5))
+		time.Sleep(10 * time.Millisecond)
+		next.Store(true)
+		b.steal()
+		b.want(b.ends(id), batch.Completed, 5, 5, 0)
 		p.drain()
 	})
 }

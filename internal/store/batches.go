@@ -284,11 +284,11 @@ func (s *Store) Validating(ctx context.Context, a batch.Admission) (bool, error)
 // ReleaseStrayBatches is to validation what ReleaseStrays is to segments.
 func (s *Store) ReleaseStrayBatches(ctx context.Context, node string, known []string) error {
 	args := []any{node}
-	for _, id := range known {
-		args = append(args, id)
+	for _, token := range known {
+		args = append(args, token)
 	}
 	_, err := s.change(ctx, `UPDATE batches SET token = NULL, node_id = NULL
-		WHERE status = 'validating' AND node_id = $1 AND id NOT IN (`+in(2, len(known))+`)`, args...)
+		WHERE status = 'validating' AND node_id = $1 AND token NOT IN (`+in(2, len(known))+`)`, args...)
 	return err
 }
 

@@ -72,15 +72,16 @@ func (s *Store) Release(ctx context.Context, l batch.Lease) error {
 	})
 }
 
-// ReleaseStrays gives back what the database says that the node holds and that is not among known:
-// claims whose reply was lost. Whoever claims calls it, so that no claim is under way.
-func (s *Store) ReleaseStrays(ctx context.Context, node string, known []int64) error {
+// ReleaseStrays gives back what the database says that the node holds, save under the known tokens:
+// claims whose reply was lost. Whoever claims calls it, so that no claim is under way. By tokens and
+// not by segments, since the stray may be of one that the node held before, and does not know it lost.
+func (s *Store) ReleaseStrays(ctx context.Context, node string, known []string) error {
 	args := []any{node}
-	for _, id := range known {
-		args = append(args, id)
+	for _, token := range known {
+		args = append(args, token)
 	}
 	_, err := s.change(ctx, `UPDATE segments SET token = NULL, node_id = NULL, seq = seq + 1
-		WHERE node_id = $1 AND sealed_at IS NULL AND token IS NOT NULL AND id NOT IN (`+in(2, len(known))+`)`, args...)
+		WHERE node_id = $1 AND sealed_at IS NULL AND token IS NOT NULL AND token NOT IN (`+in(2, len(known))+`)`, args...)
 	return err
 }
 

@@ -338,7 +338,7 @@ func testStrayBatches(d *db) {
 	if other.Batch.ID != theirs.ID {
 		d.Fatalf("%s is claimed, want %s", other.Batch.ID, theirs.ID)
 	}
-	d.must(d.ReleaseStrayBatches(d.ctx(), d.node, []string{known.ID}))
+	d.must(d.ReleaseStrayBatches(d.ctx(), d.node, []string{a.Token}))
 	d.admission(stray)
 	if a, err := d.ClaimValidating(d.ctx(), d.node); a != nil || err != nil {
 		d.Errorf("more than the stray is free: %+v, %v", a, err)

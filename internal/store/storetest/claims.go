@@ -197,10 +197,10 @@ func (m *model) releaseOne(t *rapid.T) {
 
 func (m *model) releaseStrays(t *rapid.T) {
 	owner := rapid.SampledFrom([]string{m.node, m.other}).Draw(t, "owner")
-	known := rapid.SampledFrom(m.segments).Draw(t, "known").id
-	m.must(m.ReleaseStrays(m.ctx(), owner, []int64{known}))
+	known := rapid.SampledFrom(m.segments).Draw(t, "known").token
+	m.must(m.ReleaseStrays(m.ctx(), owner, []string{known}))
 	for i := range m.segments {
-		if s := &m.segments[i]; s.owner == owner && s.id != known && !s.sealed {
+		if s := &m.segments[i]; s.owner == owner && s.token != known && !s.sealed {
 			s.token, s.owner = "", ""
 		}
 	}

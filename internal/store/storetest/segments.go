@@ -406,7 +406,7 @@ func testStraySegments(d *db) {
 	sealed = d.claim(b)
 	d.record(sealed, tally(10, 0), "all")
 	d.seal(sealed, 10, 0)
-	d.must(d.ReleaseStrays(d.ctx(), d.node, []int64{known.ID}))
+	d.must(d.ReleaseStrays(d.ctx(), d.node, []string{known.Token}))
 	d.wantLost("record under the stray claim", writes[0].call(d, *stray))
 	d.record(known, tally(1, 0), "a")
 	d.record(theirs, tally(1, 0), "b")
