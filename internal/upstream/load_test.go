@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -124,12 +125,25 @@ func TestMetricsURL(t *testing.T) {
 type meter struct {
 	status int
 	text   string
-	delay  time.Duration
-	asked  []time.Duration
+
+	mu    sync.Mutex
+	delay time.Duration
+	n     int
+}
+
+func (m *meter) asked() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.n
+}
+
+func (m *meter) setDelay(d time.Duration) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.delay = d
 }
 
 func (m *meter) upstream(t testing.TB, change ...func(*Config)) *Upstream {
-	start := time.Now()
 	return newUpstream(t, "http://host", append(change, func(c *Config) {
 		c.Models = []string{"m"}
 		c.Transport = roundTripper(func(r *http.Request) (*http.Response, error) {
@@ -137,9 +151,12 @@ func (m *meter) upstream(t testing.TB, change ...func(*Config)) *Upstream {
 				<-r.Context().Done()
 				return nil, r.Context().Err()
 			}
-			m.asked = append(m.asked, time.Since(start))
+			m.mu.Lock()
+			m.n++
+			delay := m.delay
+			m.mu.Unlock()
 			select {
-			case <-time.After(m.delay):
+			case <-time.After(delay):
 			case <-r.Context().Done():
 				return nil, r.Context().Err()
 			}
@@ -178,12 +195,12 @@ func TestLoadIsFollowed(t *testing.T) {
 	m := &meter{status: 200, text: text}
 	run("while there are calls", m, false, func(t *testing.T, u *Upstream, p *Pool) {
 		time.Sleep(time.Hour)
-		if len(m.asked) > 0 {
-			t.Errorf("asked %d times for nobody", len(m.asked))
+		if m.asked() > 0 {
+			t.Errorf("asked %d times for nobody", m.asked())
 		}
 		observed := p.Observed()
 		call(t, u, 10500*time.Millisecond)
-		if n := len(m.asked); n != 11 {
+		if n := m.asked(); n != 11 {
 			t.Errorf("asked %d times in 10.5 s, want 11", n)
 		}
 		select {
@@ -194,10 +211,10 @@ func TestLoadIsFollowed(t *testing.T) {
 		if l, ok := u.Load(); !ok || l.Running != 3 || l.Waiting != 2 || time.Since(l.At) > time.Second {
 			t.Errorf("got %+v, %v", l, ok)
 		}
-		n := len(m.asked)
+		n := m.asked()
 		time.Sleep(time.Hour) // it was looked at, which counts for a while
 		synctest.Wait()
-		if more := len(m.asked) - n; more > 6 {
+		if more := m.asked() - n; more > 6 {
 			t.Errorf("asked %d times in the hour after", more)
 		}
 		if l, ok := u.Load(); ok {
@@ -207,7 +224,7 @@ func TestLoadIsFollowed(t *testing.T) {
 	m = &meter{status: 200, text: text}
 	run("shared", m, true, func(t *testing.T, u *Upstream, p *Pool) {
 		call(t, u, 9900*time.Millisecond)
-		if n := len(m.asked); n != 40 {
+		if n := m.asked(); n != 40 {
 			t.Errorf("asked %d times in 9.9 s, want 40", n)
 		}
 	})
@@ -218,7 +235,7 @@ func TestLoadIsFollowed(t *testing.T) {
 			time.Sleep(time.Second)
 		}
 		synctest.Wait()
-		if n := len(m.asked); n < 95 || n > 101 {
+		if n := m.asked(); n < 95 || n > 101 {
 			t.Errorf("asked %d times in 100 s, want 100", n)
 		}
 	})
@@ -229,7 +246,7 @@ func TestLoadIsFollowed(t *testing.T) {
 	} {
 		run(name, m, false, func(t *testing.T, u *Upstream, p *Pool) {
 			call(t, u, 10*time.Minute-time.Second)
-			if n := len(m.asked); n != 10 {
+			if n := m.asked(); n != 10 {
 				t.Errorf("asked %d times in 10 minutes, want once a minute", n)
 			}
 			if l, ok := u.Load(); ok {
@@ -240,7 +257,7 @@ func TestLoadIsFollowed(t *testing.T) {
 	for name, m := range map[string]*meter{"away": {}, "busy": {status: 503}} {
 		run(name, m, false, func(t *testing.T, u *Upstream, p *Pool) {
 			call(t, u, time.Minute-time.Second)
-			if n := len(m.asked); n != 12 {
+			if n := m.asked(); n != 12 {
 				t.Errorf("asked %d times in a minute, want every 5 s", n)
 			}
 		})
@@ -248,10 +265,10 @@ func TestLoadIsFollowed(t *testing.T) {
 	m = &meter{status: 200, text: text, delay: time.Hour}
 	run("hangs", m, false, func(t *testing.T, u *Upstream, p *Pool) {
 		call(t, u, time.Minute-time.Second)
-		if n := len(m.asked); n != 10 {
+		if n := m.asked(); n != 10 {
 			t.Errorf("asked %d times in a minute, want a second's try every 6 s", n)
 		}
-		m.delay = 0
+		m.setDelay(0)
 		call(t, u, 20*time.Second)
 		if _, ok := u.Load(); !ok {
 			t.Error("no reading though it answers again")

@@ -152,6 +152,10 @@ func TestReplaceWhileRunning(t *testing.T) {
 func TestReplaceSparesCallsInFlight(t *testing.T) {
 	arrived, answer := make(chan struct{}), make(chan struct{})
 	u := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.Method != "POST" {
+			http.NotFound(w, r)
+			return
+		}
 		close(arrived)
 		<-answer
 		io.WriteString(w, `{}`)
