@@ -80,12 +80,12 @@ func (s *stint) point(work float64) point {
 	p := point{level: s.slots / s.at.Sub(s.from).Seconds()}
 	w, d := s.w/s.n, s.d/s.n
 	vw, vd, cov := s.ww/s.n-w*w, s.dd/s.n-d*d, s.wd/s.n-w*d
-	if vw > 1e-9*w*w {
+	if vw > w*w/4 && cov*cov > vw*vd/4 { // else answers are too much alike, or their work says too little
 		p.pace = min(max(cov/vw, 0), d/w)
 	}
 	p.wait = d - p.pace*w
 	rest := max(0, vd-2*p.pace*cov+p.pace*p.pace*vw) // variance beside the line
-	if vw > 1e-9*w*w {
+	if p.pace > 0 {
 		rest *= 1 + (work-w)*(work-w)/vw
 	}
 	p.least = max(0, s.quick-p.pace*s.quickWork)
@@ -151,14 +151,13 @@ func (c *climber) answered(ticket, sent int64, work float64, took time.Duration,
 	s.ww += work * work
 	s.wd += work * d
 	s.dd += d * d
-	need := max(16, want/2)
-	if s.ww*s.n <= (1+1e-9)*s.w*s.w {
-		need = max(48, 2*want) // all answers are the same work: it takes more of them to tell
-	}
-	if s.n < need {
+	if s.n < max(16, want/2) {
 		return want
 	}
 	p := s.point(c.work)
+	if p.pace == 0 && s.n < max(48, 2*want) {
+		return want // it takes more answers to tell
+	}
 	if p.level < 0.93*want { // there is less to do, or less is allowed
 		c.begin(want, sent, now)
 		return want
@@ -270,7 +269,9 @@ func (c *climber) keep(p point, want float64, now time.Time) float64 {
 		err *= math.Abs(math.Log(p.level / c.from.level))
 		switch {
 		case want < back && change < -loss-err: // less brings less: what looked like a queue was none
-			c.beside = max(c.beside, c.from.wait/c.from.pace)
+			if c.from.pace > 0 {
+				c.beside = max(c.beside, c.from.wait/c.from.pace)
+			}
 			c.downAt = now.Add(lastRest)
 			return back
 		case want < back:
@@ -309,6 +310,11 @@ func (c *climber) keep(p point, want float64, now time.Time) float64 {
 		return max(least, lower(want))
 	case queue > 0.03:
 		c.goal = p
+	case p.pace == 0 && change <= loss+p.err && !now.Before(c.tryAt) && !now.Before(c.downAt):
+		// A queue does not show where all answers are the same work. It shows by less bringing as much.
+		c.goal = p
+		c.back, c.from = want, p
+		return math.Ceil(0.8 * want)
 	case change < -loss-p.err:
 		c.back, c.from = want, p
 		return c.more(want, 1.25)

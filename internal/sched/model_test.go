@@ -158,6 +158,7 @@ type scenario struct {
 	lost    [2]float64 // from when to when it is away, with the calls it had
 	metrics float64    // a reading every so many seconds; 0: none
 	blind   bool       // answers do not say how much work they were
+	even    bool       // all answers are about as long
 	people  func(r *rand.Rand) []*job
 	shared  bool
 	pace    *Pace
@@ -184,6 +185,11 @@ type run struct {
 func (s scenario) drive(l limiter) run {
 	r := rand.New(rand.NewPCG(s.seed, 7))
 	work := lengths(s.n, r)
+	if s.even {
+		for i := range work {
+			work[i] = 0.5 + r.Float64()
+		}
+	}
 	noise := rand.New(rand.NewPCG(s.seed, 13))
 	m := &model{slots: s.slots, speed: s.speed}
 	if m.speed == nil {
