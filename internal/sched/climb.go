@@ -19,7 +19,8 @@ import (
 // the same, then goes down to where it still is the same, and a little above. From then on it is
 // tried now and then if more has come to bring more, and what brings less is taken back.
 type climber struct {
-	shared bool // the upstream serves people, too: rather a few slots less
+	shared bool    // the upstream serves people, too: rather a few slots less
+	press  float64 // unless the work is as urgent as that, from 0 to 1
 
 	stint   stint
 	points  []point // found on the way up
@@ -166,7 +167,9 @@ func (c *climber) answered(ticket, sent int64, work float64, took time.Duration,
 		c.beside = p.least / p.pace
 	}
 	var next float64
-	if c.settled {
+	if c.settled && c.shared && p.pace > 0 {
+		next = c.yield(p, want)
+	} else if c.settled {
 		next = c.keep(p, want, now)
 	} else {
 		next = c.ascend(p, want, now)
@@ -188,6 +191,9 @@ func (c *climber) ascend(p point, want float64, now time.Time) float64 {
 	gain, err := p.gain(last, c.work)
 	n := c.stint.n / want
 	switch {
+	case c.shared && p.queue(c.work, c.beside) > 2*loss: // people wait
+		c.points = append(c.points, p)
+		return c.settle(now)
 	case gain-err > 2*enough, n > 4 && gain+1.5*err > 2*enough && gain > 0:
 		c.points = append(c.points, p)
 		return 2 * want
@@ -235,11 +241,20 @@ func (c *climber) settle(now time.Time) float64 {
 	return max(min(c.at(knee), last.level), lower(last.level))
 }
 
+// yield returns the next limit where people are served, too: what they leave changes from moment to
+// moment, so there is no time for trials.
+func (c *climber) yield(p point, want float64) float64 {
+	if queue := p.queue(c.work, c.beside); queue > 0.05+c.press/4 {
+		return max(1, math.Floor(want*(1-queue)))
+	}
+	return want + max(2, math.Floor(want/10))
+}
+
 // at is the limit for a knee: a little above, so that there is always a call that waits for a slot,
 // or, where people are served, below, so that there is a slot that waits for a call.
 func (c *climber) at(knee float64) float64 {
 	if c.shared {
-		return max(1, math.Floor(0.9*knee))
+		return max(1, math.Floor((0.9+0.2*c.press)*knee))
 	}
 	return math.Ceil(knee + max(1, knee/10))
 }

@@ -176,6 +176,7 @@ type run struct {
 	refused   int
 	spare     float64   // of the slot seconds that people left, the part that we used
 	waits     []float64 // of people: latency
+	arrived   []float64
 	most      int
 	told      [][2]float64 // when, and the time of arrival told
 	toldOld   []float64
@@ -346,6 +347,7 @@ func (s scenario) drive(l limiter) run {
 		for _, c := range m.ended {
 			if c.foreign {
 				out.waits = append(out.waits, t-c.sent)
+				out.arrived = append(out.arrived, c.sent)
 				continue
 			}
 			end(c)
