@@ -16,8 +16,10 @@ import (
 //
 // A limit that is too low costs slots, one that is too high costs next to nothing where there is a
 // queue. So what is in doubt is decided upwards: the limit doubles until throughput certainly stays
-// the same, then goes down to where it still is the same, and a little above. From then on it is
-// tried now and then if more has come to bring more, and what brings less is taken back.
+// the same. Then it goes down to a little above the knee. Where some answers are much longer than
+// others, what calls take beside their work tells how many of them wait; where they are alike, it is
+// tried how few calls bring as much. From then on it is tried now and then if more calls bring more,
+// too, and a trial that brought less is taken back.
 type climber struct {
 	shared bool    // the upstream serves people, too: rather a few slots less
 	press  float64 // unless the work is as urgent as that, from 0 to 1
@@ -28,14 +30,13 @@ type climber struct {
 
 	work, answers float64 // of an answer, on average; answers so far
 
-	goal   point         // the best throughput lately
+	goal   point         // the throughput to be kept
 	from   point         // what the present trial is compared with
 	back   float64       // limit before the trial; 0: there is none
 	beside float64       // what a call takes that is neither its work nor the queue, in work
 	downAt time.Time     // when less may be tried again
 	rest   time.Duration // until the next trial
 	tryAt  time.Time
-	log    func(time.Time, string, ...any)
 }
 
 // A stint is a time in which the limit does not change, and what its calls came to.
@@ -68,6 +69,9 @@ func (p point) throughput(work float64) float64 { return p.level / (p.wait + p.p
 // upstream has slots to spare, 0 beyond the knee.
 func (p point) gain(a point, work float64) (gain, err float64) {
 	span := math.Log(p.level / a.level)
+	if span == 0 {
+		return 0, math.Inf(1)
+	}
 	return p.change(a, work) / span, math.Hypot(p.err, a.err) / math.Abs(span)
 }
 
@@ -152,7 +156,7 @@ func (c *climber) answered(ticket, sent int64, work float64, took time.Duration,
 	s.ww += work * work
 	s.wd += work * d
 	s.dd += d * d
-	if s.n < max(16, want/2) {
+	if s.n < max(16, want/2) || !now.After(s.from) {
 		return want
 	}
 	p := s.point(c.work)

@@ -207,17 +207,26 @@ func (g *Gate) Done(ticket int64, r Report, now time.Time) {
 		if g.outage.rounds == 0 {
 			g.before = g.tolerance
 		}
-		for t, c := range g.calls {
-			if t > ticket { // it found one less than it seemed
-				c.level--
-				g.calls[t] = c
-			}
-		}
+		g.overtake(ticket)
 		known = g.tolerance.throttled(call, g.calls, g.want, now)
 	}
 	g.outage.failed(failure{r, ticket, now.Sub(call.at), g.sent, g.Limit(), g.inFlight, known}, now)
 	if r.Outcome == Throttled && g.outage.closed && !wasClosed {
 		g.tolerance = g.before // everybody was refused, not only those that were too many
+	}
+}
+
+// overtake corrects how many calls were in flight when those were sent that came after the one with
+// the ticket, which was not let in. Of very many calls it makes no difference.
+func (g *Gate) overtake(ticket int64) {
+	if len(g.calls) > 1000 {
+		return
+	}
+	for t, c := range g.calls {
+		if t > ticket {
+			c.level--
+			g.calls[t] = c
+		}
 	}
 }
 

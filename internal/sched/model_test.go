@@ -178,9 +178,11 @@ type run struct {
 	waits     []float64 // of people: latency
 	arrived   []float64
 	most      int
-	told      [][2]float64 // when, and the time of arrival told
-	toldOld   []float64
+	told      []arrival
 }
+
+// An arrival is what is told at a time.
+type arrival struct{ at, eta, byRate float64 }
 
 // drive runs the scenario's requests through a limiter.
 func (s scenario) drive(l limiter) run {
@@ -246,8 +248,8 @@ func (s scenario) drive(l limiter) run {
 			}
 			for len(s.eta) > 0 && float64(done) >= s.eta[0]*float64(s.n) {
 				s.eta = s.eta[1:]
-				out.told = append(out.told, [2]float64{m.now, s.pace.ETA(int64(s.n-done), at(m.now)).Sub(epoch).Seconds()})
-				out.toldOld = append(out.toldOld, ETA(int64(s.n-done), meter.Rate(at(m.now)), at(m.now)).Sub(epoch).Seconds())
+				left, now := int64(s.n-done), at(m.now)
+				out.told = append(out.told, arrival{m.now, s.pace.ETA(left, now).Sub(epoch).Seconds(), ETA(left, meter.Rate(now), now).Sub(epoch).Seconds()})
 			}
 		}
 	}
