@@ -144,6 +144,11 @@ func (b *bench) examine() {
 		b.Error(f)
 	}
 	b.examineCalls()
+	if p := b.running.Load(); p != nil {
+		for _, wrong := range p.Miscount() {
+			b.Error(wrong)
+		}
+	}
 }
 
 // recordedCalls is how often a request had been sent when its answer was found recorded.
@@ -456,6 +461,11 @@ func (b *bench) look(id string) batch.Batch {
 	now, err := b.store.Batch(b.Context(), b.owner[id], id)
 	if err != nil {
 		b.Fatal(err)
+	}
+	if p := b.running.Load(); p != nil {
+		for _, wrong := range p.Miscount() {
+			b.Error(wrong)
+		}
 	}
 	was, ok := b.seen[id]
 	b.seen[id] = now
