@@ -85,6 +85,13 @@ func printBatch(w io.Writer, b *client.Batch) error {
 	}
 	if x := b.Offpeak; x != nil {
 		t.add("waiting for", deref(x.WaitingFor))
+		if x.ETA != nil {
+			late := ""
+			if deref(x.DeadlineAtRisk) {
+				late = ", after its deadline"
+			}
+			t.add("done about", localTime(*x.ETA)+late)
+		}
 	}
 	t.add("endpoint", b.Endpoint)
 	t.add("model", deref(b.Model))

@@ -361,7 +361,7 @@ func (r *runner) snapshot(b batch.Batch, already int64) progress.Snapshot {
 	a := r.node.engine.Activity(b)
 	return progress.Snapshot{
 		Batch: b.ID, Status: string(b.Status), Total: b.Counts.Total, Completed: b.Counts.Completed, Failed: b.Counts.Failed,
-		Already: already, InputTokens: b.Usage.Input, OutputTokens: b.Usage.Output, InFlight: a.InFlight, WaitingFor: a.WaitingFor, ETA: a.ETA,
+		Already: already, InputTokens: b.Usage.Input, OutputTokens: b.Usage.Output, InFlight: a.InFlight, WaitingFor: a.WaitingFor, ETA: a.ETA, AtRisk: a.AtRisk,
 	}
 }
 

@@ -168,7 +168,7 @@ func batchSnapshot(b *client.Batch, now time.Time) progress.Snapshot {
 	if x := b.Offpeak; x != nil {
 		s.InFlight, s.WaitingFor = deref(x.InFlight), deref(x.WaitingFor)
 		if x.ETA != nil {
-			s.ETA = unixTime(*x.ETA)
+			s.ETA, s.AtRisk = unixTime(*x.ETA), deref(x.DeadlineAtRisk)
 		}
 	}
 	return s

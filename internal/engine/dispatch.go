@@ -41,6 +41,7 @@ func (e *Engine) next(s *site, last *call, wait chan *call) *call {
 		wake(e.wakeClaim)
 	}
 	if e.draining || s.retired {
+		e.feedAll() // whoever follows an upstream that is no more may send another one
 		e.mu.Unlock()
 		return nil
 	}

@@ -43,6 +43,11 @@ func (b *bench) examine() {
 		}
 		b.Error(f)
 	}
+	if p := b.running.Load(); p != nil {
+		for _, wrong := range p.Miscount() {
+			b.Error(wrong)
+		}
+	}
 }
 
 // callsOnce is how often body was sent, if it may be sent but once.

@@ -411,6 +411,11 @@ func (b *bench) look(id string) batch.Batch {
 	if err != nil {
 		b.Fatal(err)
 	}
+	if p := b.running.Load(); p != nil {
+		for _, wrong := range p.Miscount() {
+			b.Error(wrong)
+		}
+	}
 	was, ok := b.seen[id]
 	b.seen[id] = now
 	if !ok {

@@ -46,3 +46,56 @@ func (e *Engine) Dump() string {
 	}
 	return s
 }
+
+// Miscount looks whether the counters of lanes, projects and batches say what there is, and returns
+// what they do not.
+func (e *Engine) Miscount() (wrong []string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	check := func(what string, got, want tally) {
+		if got != want {
+			wrong = append(wrong, fmt.Sprintf("%s counts %+v, there is %+v", what, got, want))
+		}
+	}
+	plus := func(a, b tally) tally { return tally{a.fresh + b.fresh, a.due + b.due, a.waiting + b.waiting} }
+	for k, l := range e.lanes {
+		var inLane tally
+		for _, s := range l.shares {
+			var inShare tally
+			for _, q := range s.queues {
+				var inQueue tally
+				inRuns, unsent := 0, 0
+				for _, h := range q.holds {
+					t := tally{waiting: h.unsent + h.retrying + len(h.due)}
+					if !h.frail || h.inFlight == 0 {
+						t.fresh, t.due = h.unsent, len(h.due)
+					}
+					inQueue = plus(inQueue, t)
+					if !h.frail {
+						unsent += h.unsent
+					}
+				}
+				check("batch "+q.batch, q.tally, inQueue)
+				inShare = plus(inShare, q.tally)
+				for _, f := range q.runs.free {
+					inRuns += f.unsent()
+				}
+				for _, list := range q.runs.homed {
+					for _, f := range list {
+						inRuns += f.unsent()
+					}
+				}
+				for _, f := range q.runs.begun {
+					inRuns += f.unsent()
+				}
+				if inRuns != unsent {
+					wrong = append(wrong, fmt.Sprintf("batch %s has %d requests in runs, not %d", q.batch, inRuns, unsent))
+				}
+			}
+			check("project "+s.project, s.tally, inShare)
+			inLane = plus(inLane, s.tally)
+		}
+		check("lane "+k.Model, l.tally, inLane)
+	}
+	return wrong
+}

@@ -334,6 +334,10 @@ type candidate struct {
 	again int // where it stands in hold.due; -1: it is fresh
 }
 
+// mostTried is at how many requests that are due again is looked to find one that did not go wrong at
+// the same upstream.
+const mostTried = 64
+
 // failedTwice reports whether the request failed more than once. What made it wait otherwise, such as
 // a 429, has nothing to do with it.
 func (r *request) failedTwice() bool { return !r.failed.IsZero() && r.sent > 1 }
@@ -349,7 +353,7 @@ func (q *queue) peek(s *site, w wish, homes *homes, now time.Time) (candidate, b
 			if h.frail && h.inFlight > 0 {
 				continue
 			}
-			for k, i := range h.due {
+			for k, i := range h.due[:min(len(h.due), mostTried)] {
 				if h.requests[i].failedAt != s || !others {
 					return candidate{h, i, k}, true
 				}

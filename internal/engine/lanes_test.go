@@ -267,3 +267,46 @@ func (u *up) get(path string) []byte {
 	u.Server.ServeHTTP(w, httptest.NewRequest("GET", path, nil))
 	return w.Body.Bytes()
 }
+
+// TestWeights gives an upstream more that can do more, as long as there is not enough for all.
+func TestWeights(t *testing.T) {
+	bubble(t, func(b *bench) {
+		timing := sim.Timing{Latency: 10 * time.Second}
+		one := b.upstream(sim.Config{Timing: timing}, upstream.Config{MaxInFlight: 16}).tap()
+		two := b.upstream(sim.Config{Timing: timing}, upstream.Config{MaxInFlight: 16, Weight: 3}).tap()
+		p := b.start()
+		time.Sleep(time.Second)
+		id := b.run(chat(16))
+		time.Sleep(time.Second)
+		if n, m := one.inFlight("", time.Now()), two.inFlight("", time.Now()); n != 4 || m != 12 {
+			b.Errorf("%d and %d calls in flight, want 4 and 12", n, m)
+		}
+		b.ends(id)
+		p.drain()
+	})
+}
+
+// TestLimitIsFound runs answers with a long tail at an upstream with 64 slots and a queue of which
+// nobody says anything. Soon all slots are in use, and they stay so.
+func TestLimitIsFound(t *testing.T) {
+	bubble(t, func(b *bench) {
+		// Of 2 s in the middle; one in a hundred takes 30 s.
+		u := b.upstream(sim.Config{Timing: sim.Timing{Decode: 62500 * time.Microsecond}, MedianTokens: 32, P99Tokens: 480, Slots: 64}, upstream.Config{MetricsURL: "none"})
+		p := b.start()
+		id := b.run(chat(5000))
+		time.Sleep(time.Minute)
+		busy, waiting, looks := 0.0, 0.0, 0.0
+		for range 120 {
+			time.Sleep(time.Second)
+			busy += u.metric(b, "vllm:num_requests_running")
+			waiting += u.metric(b, "vllm:num_requests_waiting")
+			looks++
+		}
+		b.Logf("%.1f of 64 slots were busy, %.1f waited", busy/looks, waiting/looks)
+		if busy/looks < 0.98*64 || waiting/looks > 32 {
+			b.Errorf("%.1f of 64 slots were busy, %.1f waited", busy/looks, waiting/looks)
+		}
+		b.want(b.ends(id), batch.Completed, 5000, 5000, 0)
+		p.drain()
+	})
+}

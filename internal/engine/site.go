@@ -276,13 +276,17 @@ func (e *Engine) feedAll() {
 	}
 }
 
-// freer reports whether a call does better at a than at b.
+// freer reports whether a call does better at a than at b: at the one of whose slots the smaller part
+// is taken, for its weight.
 func freer(a, b *site, now time.Time) bool {
-	free := func(s *site) float64 { return float64(s.room(now)) / float64(max(s.gate.Limit(), 1)) }
-	return cmp.Or(
-		cmp.Compare(free(a), free(b)),
-		cmp.Compare(a.up.Weight(), b.up.Weight()),
-	) > 0
+	room, other := a.room(now), b.room(now)
+	if (room == 0) != (other == 0) {
+		return room > 0
+	}
+	taken := func(s *site, room int) float64 {
+		return float64(s.gate.Limit()-room) / float64(s.gate.Limit()) / float64(max(s.up.Weight(), 1))
+	}
+	return cmp.Or(cmp.Compare(taken(b, other), taken(a, room)), cmp.Compare(a.up.Weight(), b.up.Weight())) > 0
 }
 
 // dismiss ends workers that had nothing to do for long: what an upstream can do with changes.

@@ -38,9 +38,9 @@ type Batch struct {
 
 // Offpeak is how a batch is getting on. What cannot be known, or not yet, is null.
 type Offpeak struct {
-	ETA               *int64   `json:"eta"`              // when it will be done, by the rate of late
+	ETA               *int64   `json:"eta"`              // when it will be done, as things go
 	DeadlineAtRisk    *bool    `json:"deadline_at_risk"` // whether that is after its deadline
-	WaitingFor        *string  `json:"waiting_for"`      // why nothing moves, in a short sentence
+	WaitingFor        *string  `json:"waiting_for"`      // what holds it, or a lane of it, up, in a short sentence
 	RequestsPerSecond *float64 `json:"requests_per_second"`
 	InFlight          *int     `json:"in_flight"` // requests sent and unanswered
 }

@@ -41,7 +41,10 @@ func (v view) fields() []field {
 	}
 	add(3, "%s elapsed", clock(v.elapsed))
 	if v.Total > 0 && !v.ended() {
-		add(1, "ETA %s", v.etaText())
+		if add(1, "ETA %s", v.etaText()); v.AtRisk {
+			fs[len(fs)-1].text += ", after the deadline"
+			fs[len(fs)-1].bad = true
+		}
 	}
 	return fs
 }

@@ -102,6 +102,7 @@ type progressEvent struct {
 	TokensPerSecond   float64  `json:"tokens_per_second"`
 	ElapsedSeconds    float64  `json:"elapsed_seconds"`
 	ETASeconds        *float64 `json:"eta_seconds"`
+	DeadlineAtRisk    *bool    `json:"deadline_at_risk"` // null where nobody knows
 	WaitingFor        *string  `json:"waiting_for"`
 }
 
@@ -117,6 +118,9 @@ func (j *JSON) print() {
 	if v.etaKnown {
 		left := short(v.eta.Seconds())
 		e.ETASeconds = &left
+	}
+	if !v.ETA.IsZero() {
+		e.DeadlineAtRisk = &v.AtRisk
 	}
 	j.enc.Encode(e)
 }

@@ -129,8 +129,8 @@ func TestJSON(t *testing.T) {
 
 	// Every field, for those who parse them.
 	for prefix, want := range map[string]string{
-		`{"event":"progress","time":"2026-11-21T12:00:00.000Z"`: `{"event":"progress","time":"2026-11-21T12:00:00.000Z","batch":"batch_1","status":"validating","total":0,"completed":0,"failed":0,"already":0,"in_flight":0,"input_tokens":0,"output_tokens":0,"requests_per_second":0,"tokens_per_second":0,"elapsed_seconds":0,"eta_seconds":null,"waiting_for":null}`,
-		`{"event":"progress","time":"2026-11-21T12:00:07.000Z"`: `{"event":"progress","time":"2026-11-21T12:00:07.000Z","batch":"batch_1","status":"in_progress","total":100,"completed":25,"failed":0,"already":0,"in_flight":0,"input_tokens":0,"output_tokens":0,"requests_per_second":5,"tokens_per_second":0,"elapsed_seconds":7,"eta_seconds":15,"waiting_for":null}`,
+		`{"event":"progress","time":"2026-11-21T12:00:00.000Z"`: `{"event":"progress","time":"2026-11-21T12:00:00.000Z","batch":"batch_1","status":"validating","total":0,"completed":0,"failed":0,"already":0,"in_flight":0,"input_tokens":0,"output_tokens":0,"requests_per_second":0,"tokens_per_second":0,"elapsed_seconds":0,"eta_seconds":null,"deadline_at_risk":null,"waiting_for":null}`,
+		`{"event":"progress","time":"2026-11-21T12:00:07.000Z"`: `{"event":"progress","time":"2026-11-21T12:00:07.000Z","batch":"batch_1","status":"in_progress","total":100,"completed":25,"failed":0,"already":0,"in_flight":0,"input_tokens":0,"output_tokens":0,"requests_per_second":5,"tokens_per_second":0,"elapsed_seconds":7,"eta_seconds":15,"deadline_at_risk":null,"waiting_for":null}`,
 		`{"event":"message"`: `{"event":"message","time":"2026-11-21T12:00:00.000Z","message":"upstream is gone"}`,
 		`{"event":"summary"`: `{"event":"summary","batch":"batch_1","status":"completed","total":100,"completed":97,"failed":3,"already":0,"unanswered":0,"input_tokens":12345,"output_tokens":5000,"elapsed_seconds":20,"requests_per_second":5,"error_codes":{"invalid_value":2,"server_error":1},"problems":[],"output_file":"out.jsonl","error_file":"out.errors.jsonl","next":null}`,
 	} {

@@ -57,13 +57,15 @@ type Snapshot struct {
 	OutputTokens int64
 	InFlight     int // sent and unanswered
 
-	// WaitingFor says why nothing moves, in a few words: "upstream http://localhost:8000/v1
+	// WaitingFor says what holds the work, or part of it, up, in a few words: "lane m: all upstreams
 	// unreachable since 12:03". Empty when nothing is amiss.
 	WaitingFor string
 
 	// ETA is when a server that knows of other work too reckons to be done. The zero time
 	// means to reckon it from the recent rate.
 	ETA time.Time
+	// AtRisk tells that ETA is after the deadline.
+	AtRisk bool
 }
 
 // Done returns how many requests of s have their final answer.

@@ -16,10 +16,13 @@ import (
 //
 // A limit that is too low costs slots, one that is too high costs next to nothing where there is a
 // queue. So what is in doubt is decided upwards: the limit doubles until throughput certainly stays
-// the same, then goes down to where it still is the same, and a little above. From then on it is
-// tried now and then if more has come to bring more, and what brings less is taken back.
+// the same. Then it goes down to a little above the knee. Where some answers are much longer than
+// others, what calls take beside their work tells how many of them wait; where they are alike, it is
+// tried how few calls bring as much. From then on it is tried now and then if more calls bring more,
+// too, and a trial that brought less is taken back.
 type climber struct {
-	shared bool // the upstream serves people, too: rather a few slots less
+	shared bool    // the upstream serves people, too: rather a few slots less
+	press  float64 // unless the work is as urgent as that, from 0 to 1
 
 	stint   stint
 	points  []point // found on the way up
@@ -27,14 +30,13 @@ type climber struct {
 
 	work, answers float64 // of an answer, on average; answers so far
 
-	goal   point         // the best throughput lately
+	goal   point         // the throughput to be kept
 	from   point         // what the present trial is compared with
 	back   float64       // limit before the trial; 0: there is none
 	beside float64       // what a call takes that is neither its work nor the queue, in work
 	downAt time.Time     // when less may be tried again
 	rest   time.Duration // until the next trial
 	tryAt  time.Time
-	log    func(time.Time, string, ...any)
 }
 
 // A stint is a time in which the limit does not change, and what its calls came to.
@@ -67,6 +69,9 @@ func (p point) throughput(work float64) float64 { return p.level / (p.wait + p.p
 // upstream has slots to spare, 0 beyond the knee.
 func (p point) gain(a point, work float64) (gain, err float64) {
 	span := math.Log(p.level / a.level)
+	if span == 0 {
+		return 0, math.Inf(1)
+	}
 	return p.change(a, work) / span, math.Hypot(p.err, a.err) / math.Abs(span)
 }
 
@@ -80,12 +85,12 @@ func (s *stint) point(work float64) point {
 	p := point{level: s.slots / s.at.Sub(s.from).Seconds()}
 	w, d := s.w/s.n, s.d/s.n
 	vw, vd, cov := s.ww/s.n-w*w, s.dd/s.n-d*d, s.wd/s.n-w*d
-	if vw > 1e-9*w*w {
+	if vw > w*w/4 && cov*cov > vw*vd/4 { // else answers are too much alike, or their work says too little
 		p.pace = min(max(cov/vw, 0), d/w)
 	}
 	p.wait = d - p.pace*w
 	rest := max(0, vd-2*p.pace*cov+p.pace*p.pace*vw) // variance beside the line
-	if vw > 1e-9*w*w {
+	if p.pace > 0 {
 		rest *= 1 + (work-w)*(work-w)/vw
 	}
 	p.least = max(0, s.quick-p.pace*s.quickWork)
@@ -151,14 +156,13 @@ func (c *climber) answered(ticket, sent int64, work float64, took time.Duration,
 	s.ww += work * work
 	s.wd += work * d
 	s.dd += d * d
-	need := max(16, want/2)
-	if s.ww*s.n <= (1+1e-9)*s.w*s.w {
-		need = max(48, 2*want) // all answers are the same work: it takes more of them to tell
-	}
-	if s.n < need {
+	if s.n < max(16, want/2) || !now.After(s.from) {
 		return want
 	}
 	p := s.point(c.work)
+	if p.pace == 0 && s.n < max(48, 2*want) {
+		return want // it takes more answers to tell
+	}
 	if p.level < 0.93*want { // there is less to do, or less is allowed
 		c.begin(want, sent, now)
 		return want
@@ -167,7 +171,9 @@ func (c *climber) answered(ticket, sent int64, work float64, took time.Duration,
 		c.beside = p.least / p.pace
 	}
 	var next float64
-	if c.settled {
+	if c.settled && c.shared && p.pace > 0 {
+		next = c.yield(p, want)
+	} else if c.settled {
 		next = c.keep(p, want, now)
 	} else {
 		next = c.ascend(p, want, now)
@@ -189,6 +195,9 @@ func (c *climber) ascend(p point, want float64, now time.Time) float64 {
 	gain, err := p.gain(last, c.work)
 	n := c.stint.n / want
 	switch {
+	case c.shared && p.queue(c.work, c.beside) > 2*loss: // people wait
+		c.points = append(c.points, p)
+		return c.settle(now)
 	case gain-err > 2*enough, n > 4 && gain+1.5*err > 2*enough && gain > 0:
 		c.points = append(c.points, p)
 		return 2 * want
@@ -236,11 +245,20 @@ func (c *climber) settle(now time.Time) float64 {
 	return max(min(c.at(knee), last.level), lower(last.level))
 }
 
+// yield returns the next limit where people are served, too: what they leave changes from moment to
+// moment, so there is no time for trials.
+func (c *climber) yield(p point, want float64) float64 {
+	if queue := p.queue(c.work, c.beside); queue > 0.05+c.press/4 {
+		return max(1, math.Floor(want*(1-queue)))
+	}
+	return want + max(2, math.Floor(want/10))
+}
+
 // at is the limit for a knee: a little above, so that there is always a call that waits for a slot,
 // or, where people are served, below, so that there is a slot that waits for a call.
 func (c *climber) at(knee float64) float64 {
 	if c.shared {
-		return max(1, math.Floor(0.9*knee))
+		return max(1, math.Floor((0.9+0.2*c.press)*knee))
 	}
 	return math.Ceil(knee + max(1, knee/10))
 }
@@ -270,7 +288,9 @@ func (c *climber) keep(p point, want float64, now time.Time) float64 {
 		err *= math.Abs(math.Log(p.level / c.from.level))
 		switch {
 		case want < back && change < -loss-err: // less brings less: what looked like a queue was none
-			c.beside = max(c.beside, c.from.wait/c.from.pace)
+			if c.from.pace > 0 {
+				c.beside = max(c.beside, c.from.wait/c.from.pace)
+			}
 			c.downAt = now.Add(lastRest)
 			return back
 		case want < back:
@@ -309,6 +329,11 @@ func (c *climber) keep(p point, want float64, now time.Time) float64 {
 		return max(least, lower(want))
 	case queue > 0.03:
 		c.goal = p
+	case p.pace == 0 && change <= loss+p.err && !now.Before(c.tryAt) && !now.Before(c.downAt):
+		// A queue does not show where all answers are the same work. It shows by less bringing as much.
+		c.goal = p
+		c.back, c.from = want, p
+		return math.Ceil(0.8 * want)
 	case change < -loss-p.err:
 		c.back, c.from = want, p
 		return c.more(want, 1.25)

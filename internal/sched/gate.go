@@ -48,10 +48,9 @@ type GateConfig struct {
 //   - A tolerance knows how many calls the upstream puts up with before it throttles some.
 //   - An outage knows whether the upstream is there at all, and lets calls through to see.
 type Gate struct {
-	max    int
-	shared bool
-	auto   bool
-	want   float64 // calls in flight that are of use
+	max  int
+	auto bool    // want is found
+	want float64 // calls in flight that are of use
 
 	climb     climber
 	watch     watch
@@ -82,11 +81,15 @@ const (
 
 // NewGate returns an open gate.
 func NewGate(c GateConfig) *Gate {
-	g := &Gate{max: c.Max, shared: c.Shared, auto: c.Max <= 0, want: float64(c.Max), calls: map[int64]sentCall{}}
-	if g.auto {
-		g.max, g.want = most, start
+	// With people on it, a limit is an upper bound, and not what is of use.
+	g := &Gate{max: c.Max, auto: c.Max <= 0 || c.Shared, calls: map[int64]sentCall{}}
+	if c.Max <= 0 {
+		g.max = most
 	}
-	g.tolerance = tolerance{allow: float64(g.max)}
+	if g.want = float64(g.max); g.auto {
+		g.want = min(g.want, start)
+	}
+	g.tolerance = tolerance{shared: c.Shared, allow: float64(g.max)}
 	g.climb.shared, g.watch.shared = c.Shared, c.Shared
 	return g
 }
@@ -109,7 +112,7 @@ func (g *Gate) Next(now time.Time) time.Time {
 		return g.outage.next(now)
 	}
 	var next time.Time
-	if g.want >= float64(g.tolerance.wall) || g.tolerance.top > 0 {
+	if g.want > g.tolerance.most() || g.tolerance.top > 0 {
 		next = g.tolerance.next(now)
 	}
 	if g.outage.ramping() && g.outage.ramp(now) < g.want {
@@ -144,11 +147,11 @@ func (g *Gate) Max() int { return g.max }
 
 // Press says how urgent the work is that waits, from 0 to 1. At a shared upstream 0 takes only what
 // is free, and 1 takes what there is.
-func (g *Gate) Press(p float64) { g.watch.press = p }
+func (g *Gate) Press(p float64) { g.watch.press, g.climb.press = p, p }
 
 // Observe notes what the upstream says of itself.
 func (g *Gate) Observe(l Load, now time.Time) {
-	if g.outage.closed || !g.auto && !g.shared {
+	if g.outage.closed || !g.auto {
 		return // down, or the operator has said how many
 	}
 	want := g.watch.observe(l, g.inFlight, g.want, now)
@@ -168,9 +171,6 @@ func (g *Gate) setWant(want float64, now time.Time) {
 // Send notes that a call goes out at now, and returns its ticket for Done.
 func (g *Gate) Send(now time.Time) int64 {
 	g.climb.pass(g.inFlight, now)
-	if !g.auto && g.shared && !g.watch.fresh(now) {
-		g.setWant(float64(g.max), now) // no readings any more: what is throttled must tell
-	}
 	g.inFlight++
 	g.sent++
 	g.calls[g.sent] = sentCall{now, g.inFlight}
@@ -207,17 +207,26 @@ func (g *Gate) Done(ticket int64, r Report, now time.Time) {
 		if g.outage.rounds == 0 {
 			g.before = g.tolerance
 		}
-		for t, c := range g.calls {
-			if t > ticket { // it found one less than it seemed
-				c.level--
-				g.calls[t] = c
-			}
-		}
+		g.overtake(ticket)
 		known = g.tolerance.throttled(call, g.calls, g.want, now)
 	}
 	g.outage.failed(failure{r, ticket, now.Sub(call.at), g.sent, g.Limit(), g.inFlight, known}, now)
 	if r.Outcome == Throttled && g.outage.closed && !wasClosed {
 		g.tolerance = g.before // everybody was refused, not only those that were too many
+	}
+}
+
+// overtake corrects how many calls were in flight when those were sent that came after the one with
+// the ticket, which was not let in. Of very many calls it makes no difference.
+func (g *Gate) overtake(ticket int64) {
+	if len(g.calls) > 1000 {
+		return
+	}
+	for t, c := range g.calls {
+		if t > ticket {
+			c.level--
+			g.calls[t] = c
+		}
 	}
 }
 

@@ -403,6 +403,8 @@ func TestGateKeepsItsPromises(t *testing.T) {
 				t.Fatalf("%d in flight, want %d", g.InFlight(), len(inFlight))
 			case len(inFlight) > g.Max() || config.Max > 0 && g.Max() != config.Max:
 				t.Fatalf("%d in flight, at most %d allowed", len(inFlight), g.Max())
+			case !(g.want >= 1 && g.want <= float64(g.Max()) && g.tolerance.allow >= 1):
+				t.Fatalf("%s", g)
 			case g.Limit() < 1 || g.Limit() > g.Max():
 				t.Fatalf("limit %d, want 1 to %d", g.Limit(), g.Max())
 			case room < 0 || room+len(inFlight) > g.Max():

@@ -158,6 +158,7 @@ type scenario struct {
 	lost    [2]float64 // from when to when it is away, with the calls it had
 	metrics float64    // a reading every so many seconds; 0: none
 	blind   bool       // answers do not say how much work they were
+	even    bool       // all answers are about as long
 	people  func(r *rand.Rand) []*job
 	shared  bool
 	pace    *Pace
@@ -175,15 +176,23 @@ type run struct {
 	refused   int
 	spare     float64   // of the slot seconds that people left, the part that we used
 	waits     []float64 // of people: latency
+	arrived   []float64
 	most      int
-	told      [][2]float64 // when, and the time of arrival told
-	toldOld   []float64
+	told      []arrival
 }
+
+// An arrival is what is told at a time.
+type arrival struct{ at, eta, byRate float64 }
 
 // drive runs the scenario's requests through a limiter.
 func (s scenario) drive(l limiter) run {
 	r := rand.New(rand.NewPCG(s.seed, 7))
 	work := lengths(s.n, r)
+	if s.even {
+		for i := range work {
+			work[i] = 0.5 + r.Float64()
+		}
+	}
 	noise := rand.New(rand.NewPCG(s.seed, 13))
 	m := &model{slots: s.slots, speed: s.speed}
 	if m.speed == nil {
@@ -239,8 +248,8 @@ func (s scenario) drive(l limiter) run {
 			}
 			for len(s.eta) > 0 && float64(done) >= s.eta[0]*float64(s.n) {
 				s.eta = s.eta[1:]
-				out.told = append(out.told, [2]float64{m.now, s.pace.ETA(int64(s.n-done), at(m.now)).Sub(epoch).Seconds()})
-				out.toldOld = append(out.toldOld, ETA(int64(s.n-done), meter.Rate(at(m.now)), at(m.now)).Sub(epoch).Seconds())
+				left, now := int64(s.n-done), at(m.now)
+				out.told = append(out.told, arrival{m.now, s.pace.ETA(left, now).Sub(epoch).Seconds(), ETA(left, meter.Rate(now), now).Sub(epoch).Seconds()})
 			}
 		}
 	}
@@ -340,6 +349,7 @@ func (s scenario) drive(l limiter) run {
 		for _, c := range m.ended {
 			if c.foreign {
 				out.waits = append(out.waits, t-c.sent)
+				out.arrived = append(out.arrived, c.sent)
 				continue
 			}
 			end(c)

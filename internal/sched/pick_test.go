@@ -64,6 +64,46 @@ func TestPick(t *testing.T) {
 	}
 }
 
+// Of a project's batches, the one with the least in hand per urgency is next; what other projects'
+// batches have does not matter to them.
+func TestPickAmongBatches(t *testing.T) {
+	hour := func(n int) time.Time { return epoch.Add(time.Duration(n) * time.Hour) }
+	huge := batch.Work{BatchID: "huge", Project: "p", Lane: laneA, Deadline: hour(1)}
+	small := batch.Work{BatchID: "small", Project: "p", Lane: laneA, Deadline: hour(9)}
+	other := batch.Work{BatchID: "other", Project: "q", Lane: laneA, Deadline: hour(20)}
+	elsewhere := batch.Work{BatchID: "elsewhere", Project: "p", Lane: laneB, Deadline: hour(20)}
+	room := func(project, inHand int, urgency float64) Standing {
+		return Standing{Room: true, Project: project, Batch: inHand, Urgency: urgency}
+	}
+	for _, c := range []struct {
+		name     string
+		work     []batch.Work
+		standing []Standing
+		want     string
+	}{
+		{"the least in hand", []batch.Work{huge, small}, []Standing{room(9, 8, 1), room(9, 1, 1)}, "small"},
+		{"then the earliest deadline", []batch.Work{small, huge}, []Standing{room(9, 4, 1), room(9, 4, 1)}, "huge"},
+		{"in proportion to urgency", []batch.Work{huge, small}, []Standing{room(9, 7, 8), room(9, 1, 1)}, "huge"},
+		{"and not beyond", []batch.Work{huge, small}, []Standing{room(9, 9, 8), room(9, 1, 1)}, "small"},
+		{"no urgency is 1", []batch.Work{huge, small}, []Standing{room(3, 2, 0), room(3, 1, 0.5)}, "small"},
+		{"first the project", []batch.Work{huge, small, other}, []Standing{room(9, 9, 16), room(9, 0, 16), room(8, 8, 1)}, "other"},
+		{"lanes do not compare their batches", []batch.Work{huge, elsewhere}, []Standing{room(5, 5, 1), room(5, 0, 1)}, "huge"},
+		{"without room", []batch.Work{huge, small}, []Standing{room(9, 8, 1), {Project: 9}}, "huge"},
+	} {
+		i := Pick(c.work, func(w batch.Work) Standing {
+			for i := range c.work {
+				if c.work[i].BatchID == w.BatchID {
+					return c.standing[i]
+				}
+			}
+			panic(w.BatchID)
+		})
+		if got := c.work[i].BatchID; got != c.want {
+			t.Errorf("%s: got %s, want %s", c.name, got, c.want)
+		}
+	}
+}
+
 func TestPickKeepsItsPromises(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		lanes := []batch.Lane{laneA, laneB, {Model: "c"}}

@@ -37,7 +37,9 @@ func TestScenarios(t *testing.T) {
 	}{
 		{scenario{name: "64 slots and a queue", n: 5000, slots: always(64)}, []int{64, 70}, 1.05, 0.02, 0},
 		{scenario{name: "the same for longer", n: 20000, slots: always(64)}, []int{64, 70}, 1.02, 0.02, 0},
-		{scenario{name: "the same, work of answers not known", n: 10000, slots: always(64), blind: true}, []int{64, 70}, 1.05, 0.02, 0},
+		{scenario{name: "the same, work of answers not known", n: 10000, slots: always(64), blind: true}, []int{64, 70}, 1.05, 0.06, 0},
+		{scenario{name: "even answers, work not known", n: 20000, slots: always(64), blind: true, even: true}, []int{64, 70}, 1.05, 0.02, 0},
+		{scenario{name: "even answers", n: 20000, slots: always(64), even: true}, []int{64, 70}, 1.05, 0.02, 0},
 		{scenario{name: "1 slot", n: 300, slots: always(1)}, []int{1, 2}, 1.01, 0.01, 0},
 		{scenario{name: "4 slots", n: 1000, slots: always(4)}, []int{4, 5}, 1.02, 0.02, 0},
 		{scenario{name: "256 slots", n: 20000, slots: always(256)}, []int{256, 280}, 1.05, 0.02, 0},

@@ -1,6 +1,9 @@
 package sched
 
-import "time"
+import (
+	"math"
+	"time"
+)
 
 // A tolerance is how many calls in flight an upstream puts up with, as far as its throttling tells.
 //
@@ -12,6 +15,8 @@ import "time"
 // seldom: a try that is refused makes the next one later, one that is let in brings the next, larger
 // one at once.
 type tolerance struct {
+	shared bool // with people, who are not to run into the wall
+
 	allow float64 // calls in flight
 	clean float64 // answers since the last throttled call
 
@@ -41,17 +46,21 @@ const (
 
 // most returns how many calls may be in flight, tries aside.
 func (t *tolerance) most() float64 {
-	if t.wall > 0 {
-		return max(1, min(t.allow, float64(t.wall-1)))
+	if t.wall == 0 {
+		return t.allow
 	}
-	return t.allow
+	n := float64(t.wall - 1)
+	if t.shared {
+		n = math.Floor(0.9 * n)
+	}
+	return max(1, min(t.allow, n))
 }
 
 // room returns how many calls may be in flight at now.
 func (t *tolerance) room(now time.Time) float64 {
 	t.pass(now)
 	n := t.most()
-	if t.wall > 0 && n >= float64(t.wall-1) && (t.top > 0 || !now.Before(t.tryAt)) {
+	if t.wall > 0 && t.allow >= float64(t.wall-1) && (t.top > 0 || !now.Before(t.tryAt)) {
 		n = float64(t.wall - 1 + t.step)
 	}
 	return n

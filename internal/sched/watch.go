@@ -16,6 +16,7 @@ type watch struct {
 	at     time.Time // of the last reading; zero: none
 	full   float64   // calls that it works on when it has no slot free; 0: not known
 	risen  time.Time // when that was raised to see if there is more
+	rises  int       // since somebody waited
 	doubts int       // readings in a row that do not know of our calls
 }
 
@@ -42,13 +43,20 @@ func (w *watch) observe(l Load, inFlight int, want float64, now time.Time) float
 	}
 	w.doubts = 0
 	switch {
+	case waiting > 0 && w.shared:
+		w.full, w.risen, w.rises = running, now, 0
 	case waiting > 0:
-		w.full, w.risen = running, now
+		// Perhaps those that wait have only just come: it goes down step by step.
+		w.full, w.risen, w.rises = max(running, w.full-max(1, math.Floor(w.full/8))), now, 0
 	case running > w.full && w.full > 0:
 		w.full = running
 	case w.full > 0 && running >= w.full-w.spare()-1 && now.Sub(w.risen) >= time.Second:
-		w.full += max(1, math.Floor(w.full/16)) // perhaps there is more
+		// Perhaps there is more; if nobody ever waits, there is much more.
+		w.full += max(1, math.Floor(w.full/16)) * float64(int(1)<<w.rises)
 		w.risen = now
+		if !w.shared {
+			w.rises = min(w.rises+1, 4)
+		}
 	}
 	if w.full == 0 { // nothing has ever waited
 		if ours >= 0.9*want {

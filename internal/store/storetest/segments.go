@@ -22,7 +22,7 @@ func testClaim(d *db) {
 
 	unclaimed, err := d.Unclaimed(d.ctx())
 	d.must(err)
-	want := batch.Work{BatchID: b.ID, Project: b.Project, Weight: 1, Lane: g.Lane, Deadline: b.ExpiresAt}
+	want := batch.Work{BatchID: b.ID, Project: b.Project, Weight: 1, Lane: g.Lane, Deadline: b.ExpiresAt, Open: 1}
 	if len(unclaimed) == 1 {
 		want.Age = unclaimed[0].Age
 	}
