@@ -1,4 +1,4 @@
-.PHONY: demo test build bench lint
+.PHONY: demo test build bench lint crash
 
 demo: build        # the main job on a simulated upstream: one file in, every answer out
 	@examples/demo.sh
@@ -14,3 +14,7 @@ lint:
 
 bench:             # beside a bare loop of net/http, in one run
 	go run ./bench
+
+crash:             # kill -9 at ROUNDS random moments, and whatever else breaks a process, with numbers
+	OFFPEAK_CRASH_ROUNDS=$(or $(ROUNDS),100) go test -count 1 -v -timeout 1h ./crash
+	OFFPEAK_CRASH_ROUNDS=$(or $(ROUNDS),100) OFFPEAK_CRASH_RACE=1 go test -count 1 -v -timeout 1h -run 'Rolling|Drain|Balancer|Stopped' ./crash

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"database/sql"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -159,6 +160,19 @@ func recorded(ts *testscript.TestScript, neg bool, args []string) {
 		}
 		return got >= want
 	})
+}
+
+// sql DIR STATEMENT changes the database in a data folder by hand, which must change something.
+func changeDatabase(ts *testscript.TestScript, neg bool, args []string) {
+	usage(ts, neg, len(args) == 2, "sql DIR STATEMENT")
+	db, err := sql.Open("sqlite", "file:"+filepath.Join(ts.MkAbs(args[0]), "offpeak.db"))
+	ts.Check(err)
+	defer db.Close()
+	r, err := db.Exec(args[1])
+	ts.Check(err)
+	if n, err := r.RowsAffected(); err != nil || n == 0 {
+		ts.Fatalf("it changes %d rows, %v", n, err)
+	}
 }
 
 // tmpfs DIR SIZE makes a folder with a file system of its own, which can be filled.

@@ -95,6 +95,7 @@ var scriptCommands = map[string]func(ts *testscript.TestScript, neg bool, args [
 	"samelines": sameLines,
 	"resent":    resent,
 	"recorded":  recorded,
+	"sql":       changeDatabase,
 	"http":      call,
 	"until":     until,
 	"calls":     calls,

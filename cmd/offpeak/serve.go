@@ -43,19 +43,28 @@ type serveCmd struct {
 // Help implements kong.HelpProvider.
 func (serveCmd) Help() string {
 	return "Without any flag it serves on http://127.0.0.1:8080/v1, keeps its data in ./offpeak-data, and uses the upstreams " +
-		"that answer on this machine. Point OpenAI's SDK at it with base_url. One interrupt lets the requests in flight end, a second stops at once; " +
-		"either way nothing that was recorded is lost. SIGHUP has it read the config file again, for the upstreams in it.\n\nExit codes: 0 it was asked to stop and did; 1 an error."
+		"that answer on this machine. Point OpenAI's SDK at it with base_url. One interrupt (or SIGTERM) lets the requests in flight end, for --drain at most, " +
+		"while the API goes on and /readyz says no; a second stops at once. Either way nothing that was recorded is lost. " +
+		"SIGHUP has it read the config file again, for the upstreams in it.\n\nExit codes: 0 it was asked to stop and did; 1 an error."
 }
 
 // Run serves until ctx ends.
-func (cmd *serveCmd) Run(ctx context.Context, s *streams, c *configFile, reread rereader) error {
+func (cmd *serveCmd) Run(ctx context.Context, s *streams, c *configFile, reread rereader) (err error) {
 	hangups := make(chan os.Signal, 1)
 	signal.Notify(hangups, syscall.SIGHUP)
 	defer signal.Stop(hangups)
+	defer func() {
+		if ctx.Err() != nil && (errors.Is(err, context.Canceled) || errors.Is(err, errInterrupted)) {
+			err = nil // it was asked to stop before it had begun, and did
+		}
+	}()
 	log := newLogger(s, cmd.LogLevel, cmd.LogFormat)
 	profile, err := batch.ParseProfile(cmd.Compat)
 	if err != nil {
 		return err
+	}
+	if cmd.Drain < 0 {
+		return fmt.Errorf("--drain is %s, want 0 or more", cmd.Drain)
 	}
 	// First the address: whoever has it in use should not find out after a minute of recovery.
 	listener, err := net.Listen("tcp", cmd.Listen)
@@ -67,7 +76,8 @@ func (cmd *serveCmd) Run(ctx context.Context, s *streams, c *configFile, reread 
 	}
 	defer listener.Close()
 	n, err := openNode(ctx, cmd.Data, &cmd.engineFlags, c, engine.Config{
-		Rules: cmd.rules(profile, cmd.MaxRequests), KeepBatches: cmd.KeepBatches, KeepDeleted: cmd.KeepDeleted, Drain: cmd.Drain,
+		Rules: cmd.rules(profile, cmd.MaxRequests), KeepBatches: cmd.KeepBatches, KeepDeleted: cmd.KeepDeleted,
+		Drain: max(cmd.Drain, 1), // to the engine 0 is its default
 	}, s, log)
 	if err != nil {
 		return err
@@ -93,7 +103,7 @@ func (cmd *serveCmd) Run(ctx context.Context, s *streams, c *configFile, reread 
 	n.metrics.MustRegister(requests)
 	var stopping atomic.Bool
 	server := &http.Server{
-		Handler: api.New(api.Config{
+		Handler: farewell(&stopping, api.New(api.Config{
 			Store: n.store, Blobs: n.blobs, Models: n.pool, Upstreams: n.engine, Keys: keys, Wake: n.engine.Wake, Activity: n.engine.Activity, Log: log,
 			Policy:  batch.Policy{Profile: profile, Endpoints: cmd.Endpoint, MaxInput: int64(cmd.MaxInput)},
 			Metrics: promhttp.HandlerFor(n.metrics, promhttp.HandlerOpts{}),
@@ -106,15 +116,13 @@ func (cmd *serveCmd) Run(ctx context.Context, s *streams, c *configFile, reread 
 			Observe: func(route, class string, took time.Duration) {
 				requests.WithLabelValues(route, class).Observe(took.Seconds())
 			},
-		}),
+		})),
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    64 << 10,
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}
-	defer context.AfterFunc(ctx, func() { stopping.Store(true) })()
 
-	// The engine outlives the API a little: what was accepted last is at least known to it.
 	engineDone := make(chan error, 1)
 	engineCtx, stopEngine := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopEngine()
@@ -140,19 +148,40 @@ func (cmd *serveCmd) Run(ctx context.Context, s *streams, c *configFile, reread 
 
 	select {
 	case <-ctx.Done():
+		stopping.Store(true)
 		log.Info("stopping; interrupt again to stop at once")
 	case err = <-serverDone:
 	case err = <-engineDone:
 		engineDone <- nil // it is waited for below
 	}
+	// In this order: whoever spreads load looks elsewhere before anything else changes, and the API
+	// answers for as long as calls are in flight. What it is asked to run meanwhile is committed,
+	// for the next process to find.
+	asked := time.Now()
 	stopping.Store(true)
 	stopEngine()
-	closing, cancel := context.WithTimeout(s.Abort, 30*time.Second)
+	err = errors.Join(err, <-engineDone)
+	closing, cancel := context.WithDeadline(s.Abort, asked.Add(max(cmd.Drain, time.Since(asked)+leastClosing)))
 	defer cancel()
 	if server.Shutdown(closing) != nil {
 		server.Close() // somebody is still up- or downloading
 	}
-	return errors.Join(err, <-engineDone)
+	return tellRoom(err, cmd.Data)
+}
+
+// leastClosing is how long requests to the API may take that are under way when the engine has
+// ended, even if nothing of the drain is left for them.
+const leastClosing = time.Second
+
+// farewell has clients open a new connection for what they ask next, once stopping is set: the one
+// they have is about to be closed, perhaps just as they use it.
+func farewell(stopping *atomic.Bool, h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if stopping.Load() {
+			w.Header().Set("Connection", "close")
+		}
+		h.ServeHTTP(w, r)
+	})
 }
 
 // logModels logs what is known of the upstreams' models, as long as ctx lives.

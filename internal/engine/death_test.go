@@ -40,13 +40,11 @@ func TestDrain(t *testing.T) {
 // wantFree checks that nobody holds a segment, and that nobody is said to have died over one.
 func (b *bench) wantFree() {
 	b.Helper()
-	held, err := query[int64](b.Context(), b.doctor.db, "SELECT id FROM segments WHERE sealed_at IS NULL AND (token IS NOT NULL OR deaths > 0)")
-	if err != nil || len(held) > 0 {
-		b.Errorf("segments are held or have seen deaths: %v, %v", held, err)
+	if held := query[int64](b, "SELECT id FROM segments WHERE sealed_at IS NULL AND (token IS NOT NULL OR deaths > 0)"); len(held) > 0 {
+		b.Errorf("segments are held or have seen deaths: %v", held)
 	}
-	held2, err := query[string](b.Context(), b.doctor.db, "SELECT id FROM batches WHERE status = 'validating' AND token IS NOT NULL")
-	if err != nil || len(held2) > 0 {
-		b.Errorf("batches are held: %v, %v", held2, err)
+	if held := query[string](b, "SELECT id FROM batches WHERE status = 'validating' AND token IS NOT NULL"); len(held) > 0 {
+		b.Errorf("batches are held: %v", held)
 	}
 }
 

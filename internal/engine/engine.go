@@ -202,7 +202,7 @@ func (e *Engine) Run(ctx, abort context.Context) error {
 	defer e.alarm.Stop()
 
 	// Before anything is claimed: deadlines may have passed while nobody looked.
-	if err := e.expire(ctx); err != nil {
+	if err := e.expire(ctx); err != nil && ctx.Err() == nil {
 		e.log.Error("expire batches", "err", err)
 	}
 

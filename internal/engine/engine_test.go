@@ -25,6 +25,7 @@ import (
 
 	"offpeak/internal/batch"
 	"offpeak/internal/blob"
+	"offpeak/internal/doctor"
 	"offpeak/internal/engine"
 	"offpeak/internal/sim"
 	"offpeak/internal/store"
@@ -67,16 +68,19 @@ type bench struct {
 	dir      string
 	store    *store.Store
 	blobs    *blob.Dir
-	doctor   *doctor
+	doctor   *doctor.Doctor
 	ups      []*up
-	truth    *sim.Server              // answers as the upstreams do, and never fails
-	running  atomic.Pointer[process]  // the latest
-	ahead    atomic.Int64             // by how much the store's clock is ahead of ours
-	patience time.Duration            // how long is waited for what must happen
-	project  string                   // whose files and batches are made; empty: the default project's
-	owner    map[string]string        // of batches, their project
-	seen     map[string]batch.Batch   // every batch, as it was when it was last looked at
-	kept     map[string]recordedCalls // by request body: what must not be asked again
+	truth    *sim.Server             // answers as the upstreams do, and never fails
+	running  atomic.Pointer[process] // the latest
+	ahead    atomic.Int64            // by how much the store's clock is ahead of ours
+	patience time.Duration           // how long is waited for what must happen
+	project  string                  // whose files and batches are made; empty: the default project's
+	owner    map[string]string       // of batches, their project
+	seen     map[string]batch.Batch  // every batch, as it was when it was last looked at
+	inputs   map[string][]byte       // files as they were uploaded, by id, for the time when they are gone
+	wrong    int                     // answers that the examination found wrong
+	thief    bool                    // see steal
+	foreign  bool                    // answers were recorded from other upstreams than ours
 }
 
 // bubble runs a test on a bench where time passes only while everybody waits for it.
@@ -93,13 +97,13 @@ func bubble(t *testing.T, f func(b *bench)) {
 func newBench(t *testing.T) *bench {
 	t.Helper()
 	b := &bench{
-		T: t, dir: t.TempDir(), patience: time.Minute, owner: map[string]string{}, seen: map[string]batch.Batch{}, kept: map[string]recordedCalls{},
+		T: t, dir: t.TempDir(), patience: time.Minute, owner: map[string]string{}, seen: map[string]batch.Batch{}, inputs: map[string][]byte{},
 	}
 	if err := os.CopyFS(b.dir, os.DirFS(template)); err != nil {
 		t.Fatal(err)
 	}
 	b.open()
-	b.doctor = newDoctor(t, b.dir, b, b.blobs)
+	b.doctor = b.newDoctor()
 	return b
 }
 
@@ -121,69 +125,6 @@ func (b *bench) reopen() {
 	b.Helper()
 	b.store.Close()
 	b.open()
-	b.doctor.blobs = b.blobs
-}
-
-// JournalSeqs and JournalGroup read from whatever store is open.
-func (b *bench) JournalSeqs(ctx context.Context, segment int64) ([]int64, error) {
-	return b.store.JournalSeqs(ctx, segment)
-}
-
-func (b *bench) JournalGroup(ctx context.Context, segment, seq int64) ([]byte, error) {
-	return b.store.JournalGroup(ctx, segment, seq)
-}
-
-// examine has the doctor look at the folder, and holds what is recorded against what was sent.
-func (b *bench) examine() {
-	b.Helper()
-	findings, err := b.doctor.examine(context.WithoutCancel(b.Context()))
-	if err != nil {
-		b.Errorf("the doctor is at a loss: %v", err)
-	}
-	for _, f := range findings[:min(len(findings), 10)] {
-		b.Error(f)
-	}
-	b.examineCalls()
-	if p := b.running.Load(); p != nil {
-		for _, wrong := range p.Miscount() {
-			b.Error(wrong)
-		}
-	}
-}
-
-// recordedCalls is how often a request had been sent when its answer was found recorded.
-type recordedCalls struct {
-	calls    int
-	customID string
-}
-
-// examineCalls looks whether a request was sent again whose answer had been recorded, and whether
-// the answers are those that upstreams gave.
-func (b *bench) examineCalls() {
-	b.Helper()
-	wrong := 0
-	for id := range b.seen {
-		p, err := b.doctor.load(context.WithoutCancel(b.Context()), id)
-		if err != nil {
-			b.Error(err)
-			continue
-		}
-		p.recorded(func(req batch.Request, r result) {
-			calls := b.calls(req.Body)
-			if kept, ok := b.kept[string(req.Body)]; ok && calls > kept.calls {
-				b.Errorf("promise 3: %s was recorded after %d calls, and is sent again: %d calls", kept.customID, kept.calls, calls)
-			}
-			b.kept[string(req.Body)] = recordedCalls{calls, customID(req)}
-			if !r.ok {
-				return
-			}
-			if want := b.answer(p.Endpoint, req.Body); !bytes.Equal(r.Response.Body, want) {
-				if wrong++; wrong < 5 {
-					b.Errorf("promise 8: the answer to %s is %.300s, want %.300s", r.CustomID, r.Response.Body, want)
-				}
-			}
-		})
-	}
 }
 
 // answer is what an upstream answers to body when nothing goes wrong.
@@ -411,19 +352,24 @@ func (b *bench) upload(text []byte, part ...int) string {
 	if err := b.store.CreateFile(b.Context(), f); err != nil {
 		b.Fatal(err)
 	}
-	b.doctor.inputs[f.ID] = text
+	b.inputs[f.ID] = text
 	return f.ID
+}
+
+// batch describes a batch of the input, due within the window.
+func (b *bench) batch(input string, window time.Duration) batch.Batch {
+	now := time.Now()
+	return batch.Batch{
+		ID: batch.NewBatchID(now), Project: cmp.Or(b.project, batch.DefaultProject), Endpoint: endpoint, InputFileID: input,
+		OutputFileID: batch.NewFileID(), ErrorFileID: batch.NewFileID(), OutputExpiresAfter: batch.DefaultRetention,
+		CompletionWindow: "24h", Status: batch.Validating, CreatedAt: now, ExpiresAt: now.Add(window),
+	}
 }
 
 // create makes a batch of the input, due within the window.
 func (b *bench) create(input string, window time.Duration) string {
 	b.Helper()
-	now := time.Now()
-	x := batch.Batch{
-		ID: batch.NewBatchID(now), Project: cmp.Or(b.project, batch.DefaultProject), Endpoint: endpoint, InputFileID: input,
-		OutputFileID: batch.NewFileID(), ErrorFileID: batch.NewFileID(), OutputExpiresAfter: batch.DefaultRetention,
-		CompletionWindow: "24h", Status: batch.Validating, CreatedAt: now, ExpiresAt: now.Add(window),
-	}
+	x := b.batch(input, window)
 	if err := b.store.CreateBatch(b.Context(), x); err != nil {
 		b.Fatal(err)
 	}
@@ -448,7 +394,7 @@ func (b *bench) run(text []byte) string {
 
 func (b *bench) cancel(id string) {
 	b.Helper()
-	if _, err := b.store.CancelBatch(b.Context(), b.owner[id], id); err != nil {
+	if _, err := b.store.CancelBatch(b.Context(), cmp.Or(b.owner[id], batch.DefaultProject), id); err != nil {
 		b.Fatal(err)
 	}
 	b.wake()
@@ -458,7 +404,7 @@ func (b *bench) cancel(id string) {
 // look returns a batch as it is, and checks that it could come to be so from what it was.
 func (b *bench) look(id string) batch.Batch {
 	b.Helper()
-	now, err := b.store.Batch(b.Context(), b.owner[id], id)
+	now, err := b.store.Batch(b.Context(), cmp.Or(b.owner[id], batch.DefaultProject), id)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -530,24 +476,6 @@ func (b *bench) want(x batch.Batch, status batch.Status, total, completed, faile
 	if want := (batch.Counts{Total: total, Completed: completed, Failed: failed}); x.Status != status || x.Counts != want {
 		b.Errorf("the batch is %s with %+v, want %s with %+v", x.Status, x.Counts, status, want)
 	}
-}
-
-// results returns the lines of a batch that has ended, by custom_id.
-func (b *bench) results(id string) map[string]result {
-	b.Helper()
-	p, err := b.doctor.load(b.Context(), id)
-	if err != nil {
-		b.Fatal(err)
-	}
-	out := map[string]result{}
-	for _, f := range []*file{p.output, p.errors} {
-		if f != nil {
-			for _, r := range f.results {
-				out[r.CustomID] = r
-			}
-		}
-	}
-	return out
 }
 
 // line is an input line. Text makes it what it is.
