@@ -150,7 +150,7 @@ func TestWaitingFor(t *testing.T) {
 // TestETA asks at a tenth, at half and at nine tenths of a batch of answers with a long tail when it
 // is going to end, while another batch comes and goes.
 func TestETA(t *testing.T) {
-	for _, test := range []struct {
+	for i, test := range []struct {
 		name  string
 		other int // requests of another batch, which starts with it
 		text  []byte
@@ -159,6 +159,9 @@ func TestETA(t *testing.T) {
 		{"beside another", 3000, chat(2000)},
 		{"two models", 0, chat(2000, "m", "slow")},
 	} {
+		if sparing(i, 3) {
+			continue
+		}
 		t.Run(test.name, func(t *testing.T) {
 			bubble(t, func(b *bench) {
 				// Of 32 tokens and 50 ms for each; one in a hundred takes 15 times that.

@@ -36,7 +36,10 @@ func exams(n, sets int, seed uint64) []byte {
 // of them. Nearly all are found in the cache, and no slot is idle for it.
 func TestPrefixOrder(t *testing.T) {
 	const n, slots = 3000, 16
-	for _, ups := range []int{1, 2, 3} {
+	for i, ups := range []int{2, 1, 3} {
+		if sparing(i, 3) {
+			continue
+		}
 		t.Run(fmt.Sprint(ups), func(t *testing.T) {
 			bubble(t, func(b *bench) {
 				var all []*up

@@ -40,7 +40,10 @@ func saying(word string, n int) []byte {
 // hundred times the work of the others in one batch. Each gets its due in every minute, whether
 // there are many slots or few.
 func TestProjectsShareByWeight(t *testing.T) {
-	for _, slots := range []int{64, 5} {
+	for i, slots := range []int{5, 64} {
+		if sparing(i, 2) {
+			continue
+		}
 		t.Run(fmt.Sprintf("%d slots", slots), func(t *testing.T) {
 			bubble(t, func(b *bench) {
 				u := b.upstream(sim.Config{Timing: sim.Timing{Latency: 2 * time.Second, Jitter: 0.9}, Slots: slots}, upstream.Config{MaxInFlight: slots})
