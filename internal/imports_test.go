@@ -28,6 +28,7 @@ var allowed = map[string]string{
 	"internal/api":             "batch blob journal openai sched",
 	"cmd/offpeak":              "api batch blob client doctor engine openai progress sim store upstream",
 	"bench":                    "",
+	"bench/load":               "",
 }
 
 // TestImportsGoDown holds the code against the picture of it: imports go down only, and siblings

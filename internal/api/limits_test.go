@@ -24,7 +24,7 @@ import (
 )
 
 // listening is a tester whose server has at most so many connections.
-func listening(t *testing.T, most int, edit func(*Config)) *tester {
+func listening(t *testing.T, most int, edit func(*Config)) (*tester, *listener) {
 	t.Helper()
 	x := &tester{TB: t, key: keyA, blobs: newFakeBlobs(), store: newFakeStore(time.Now)}
 	c := Config{
@@ -35,12 +35,13 @@ func listening(t *testing.T, most int, edit func(*Config)) *tester {
 		edit(&c)
 	}
 	srv := httptest.NewUnstartedServer(described(t, New(c)))
-	srv.Config.ReadHeaderTimeout = 5 * time.Second
-	srv.Listener = Listen(srv.Config, srv.Listener, most)
+	srv.Config.ReadHeaderTimeout = 2 * time.Second
+	l := Listen(srv.Config, srv.Listener, most).(*listener)
+	srv.Listener = l
 	srv.Start()
 	t.Cleanup(srv.Close)
 	x.url = srv.URL
-	return x
+	return x, l
 }
 
 // A wire is one connection to a server.
@@ -69,19 +70,19 @@ func (l *wire) ask(path string) (status int, closes bool, body string, err error
 
 // TestIdleConnectionsMakeRoom: where there are too many, the one that has been idle for longest goes.
 func TestIdleConnectionsMakeRoom(t *testing.T) {
-	x := listening(t, 3, nil)
+	x, listener := listening(t, 3, nil)
 	var lines []*wire
 	for i := range 10 {
 		l := x.wire()
 		lines = append(lines, l)
-		// The connection counts as idle a moment after its answer is here.
-		x.eventually("a connection is served", func() bool {
-			status, closes, _, err := l.ask("/v1/batches")
-			if status == 503 && closes {
-				l = x.wire()
-				lines[i] = l
-			}
-			return err == nil && status == 200 && !closes
+		if status, closes, _, err := l.ask("/v1/batches"); status != 200 || closes || err != nil {
+			t.Fatalf("connection %d: status %d, %v", i, status, err)
+		}
+		// It counts as idle a moment after its answer is here.
+		x.eventually("the connection is idle", func() bool {
+			listener.mu.Lock()
+			defer listener.mu.Unlock()
+			return listener.idle.Len() == min(i+1, 3)
 		})
 	}
 	open := 0
@@ -101,7 +102,7 @@ func TestIdleConnectionsMakeRoom(t *testing.T) {
 // served, and nothing that goes on is cut.
 func TestBusyConnectionsDoNot(t *testing.T) {
 	begun, end := make(chan struct{}, 2), make(chan struct{})
-	x := listening(t, 2, func(c *Config) {
+	x, _ := listening(t, 2, func(c *Config) {
 		c.Models = waitingModels(func() {
 			begun <- struct{}{}
 			<-end
@@ -185,7 +186,7 @@ func TestEvictedRequestsAreNotServed(t *testing.T) {
 
 // TestDrip: a small request must be there in time as a whole; a byte now and then is not enough.
 func TestDrip(t *testing.T) {
-	x := listening(t, 10, func(c *Config) { c.Stall = 300 * time.Millisecond })
+	x, _ := listening(t, 10, func(c *Config) { c.Stall = 300 * time.Millisecond })
 	l := x.wire()
 	fmt.Fprintf(l, "POST /v1/batches HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nContent-Length: 1000\r\n\r\n", keyA)
 	go func() {
@@ -322,7 +323,7 @@ func TestCompressedBodies(t *testing.T) {
 // TestFraming: two servers behind one another, such as a proxy and we, never disagree about where a
 // request ends. What could be read in two ways is refused, or is read as RFC 9112 says.
 func TestFraming(t *testing.T) {
-	x := listening(t, 100, nil)
+	x, _ := listening(t, 100, nil)
 	const smuggled = "GET /v1/smuggled HTTP/1.1\r\nHost: x\r\n\r\n"
 	head := "POST /v1/batches HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer " + keyA + "\r\n"
 	for name, tt := range map[string]struct{ request, status string }{

@@ -747,7 +747,7 @@ func TestHostileAnswers(t *testing.T) {
 					}()
 				}
 			}()
-			u := newUpstream(t, "http://"+l.Addr().String()+"/v1", func(c *Config) { c.MaxAnswer = 8 << 20 })
+			u := newUpstream(t, "http://"+l.Addr().String()+"/v1", func(c *Config) { c.MaxAnswer, c.Timeout = 8<<20, time.Minute })
 			a := u.NewCaller().Call(t.Context(), chat, []byte(`{}`))
 			if a.Class != c.class || a.Timeout {
 				t.Errorf("class %s, error %v; want %s", a.Class, a.Err, c.class)
