@@ -11,9 +11,8 @@ import (
 // A model is an inference server in virtual time: slots, a queue behind them, and calls whose
 // lengths are heavy-tailed. It knows ours and, on a shared server, those of people.
 type model struct {
-	slots   func(t float64) int    // how many calls it works on at a time
-	speed   func(busy int) float64 // of each of so many calls at a time; 1: a slot second a second
-	refuses func(t float64, c *job) (o Outcome, took float64, retryAfter time.Duration)
+	slots func(t float64) int    // how many calls it works on at a time
+	speed func(busy int) float64 // of each of so many calls at a time; 1: a slot second a second
 
 	now      float64
 	busy     []*job  // a heap, the first to finish first
@@ -24,6 +23,8 @@ type model struct {
 	used     float64 // slot seconds of ours
 	worked   float64 // slot seconds of slots that were busy
 	idle     float64 // slot seconds of slots that were not
+	minute   float64 // of a quota
+	calls    int     // in it
 	ended    []*job
 }
 
@@ -160,10 +161,8 @@ type scenario struct {
 	blind   bool       // answers do not say how much work they were
 	even    bool       // all answers are about as long
 	people  func(r *rand.Rand) []*job
-	shared  bool
 	pace    *Pace
 	eta     []float64 // shares of the requests at which times of arrival are told
-	press   float64
 	seed    uint64
 }
 

@@ -2,6 +2,7 @@ package sched
 
 import (
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"testing"
 	"time"
@@ -16,6 +17,18 @@ func TestScenarios(t *testing.T) {
 		return func(m *model, now float64, r *rand.Rand) (Outcome, float64, time.Duration) {
 			if when(m, now, r) {
 				return Throttled, took, 0
+			}
+			return Answered, 0, 0
+		}
+	}
+	// A quota for each minute of the clock, and an answer that says when the next begins.
+	quota := func(n int) func(*model, float64, *rand.Rand) (Outcome, float64, time.Duration) {
+		return func(m *model, now float64, _ *rand.Rand) (Outcome, float64, time.Duration) {
+			if minute := math.Floor(now / 60); minute != m.minute {
+				m.minute, m.calls = minute, 0
+			}
+			if m.calls++; m.calls > n {
+				return Throttled, 0.05, time.Duration((60*(m.minute+1) - now) * float64(time.Second))
 			}
 			return Answered, 0, 0
 		}
@@ -47,6 +60,8 @@ func TestScenarios(t *testing.T) {
 		{scenario{name: "5 % stray 429", n: 5000, slots: always(64), refuses: refuse(0.005, func(_ *model, _ float64, r *rand.Rand) bool { return r.Float64() < 0.05 })}, []int{64, 70}, 1.05, 0.03, 0.06},
 		{scenario{name: "429 above 64", n: 5000, slots: always(64), refuses: refuse(0.005, func(m *model, _ float64, _ *rand.Rand) bool { return m.ours >= 64 })}, []int{64, 70}, 1.05, 0.02, 0.01},
 		{scenario{name: "429 above 64, told after 300 ms", n: 5000, slots: always(64), refuses: refuse(0.3, func(m *model, _ float64, _ *rand.Rand) bool { return m.ours >= 64 })}, []int{64, 70}, 1.05, 0.02, 0.05},
+		{scenario{name: "429 when full, with others in bursts", n: 5000, slots: always(64), people: bursts(12), refuses: refuse(0.005, func(m *model, _ float64, _ *rand.Rand) bool { return len(m.busy) >= 64 })}, []int{64, 70}, 1.15, 0.12, 0.16},
+		{scenario{name: "429 and Retry-After above 400 a minute", n: 3000, slots: always(64), refuses: quota(400)}, []int{32, 64}, 1.02, 1, 0.03},
 		{scenario{name: "503 for a minute", n: 5000, slots: always(64), refuses: refuse(0.005, func(_ *model, now float64, _ *rand.Rand) bool { return now > 100 && now < 160 })}, []int{64, 70}, 1.05, 1, 0.02},
 		{scenario{name: "lost for half a minute", n: 5000, slots: always(64), lost: [2]float64{100, 130}}, []int{64, 70}, 1.05, 0.02, 0.03},
 		{scenario{name: "speed falls with the calls, 256 slots", n: 10000, slots: always(256), speed: soft(48)}, []int{128, 192, 256, 280}, 1.05, 0.05, 0},
