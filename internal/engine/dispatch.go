@@ -41,12 +41,14 @@ func (e *Engine) next(s *site, last *call, wait chan *call) *call {
 		wake(e.wakeClaim)
 	}
 	if e.draining || s.retired {
+		s.busy--
 		e.feedAll() // whoever follows an upstream that is no more may send another one
 		e.mu.Unlock()
 		return nil
 	}
 	c := e.take(s)
 	if c == nil {
+		s.busy--
 		s.idle = append(s.idle, idler{wait, now})
 	} else {
 		e.feed(s) // the gate may have widened

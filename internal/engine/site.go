@@ -18,6 +18,7 @@ type site struct {
 	tokens   *sched.Bucket // likewise
 	lanes    []*lane       // that it serves
 	idle     []idler       // workers that wait for a call, the most recent last
+	busy     int           // workers that make a call, or have an answer that they cannot get rid of
 	alone    bool          // a suspect is in flight: see call.alone
 	pending  *call         // a suspect that waits for the upstream to be empty
 	retired  bool          // it is not configured any more, and gets no calls
@@ -240,10 +241,14 @@ func (e *Engine) feed(s *site) {
 }
 
 func (e *Engine) feedOne(s *site) bool {
+	if s.busy >= s.gate.Limit() {
+		return false // while the database is away workers wait with their answers: more would be more answers
+	}
 	c := e.take(s)
 	if c == nil {
 		return false
 	}
+	s.busy++
 	last := len(s.idle) - 1
 	if last < 0 {
 		e.workers.Go(func() { e.work(s, c) })
