@@ -50,6 +50,9 @@ func (e *Engine) next(s *site, last *call, wait chan *call) *call {
 	if c == nil {
 		s.busy--
 		s.idle = append(s.idle, idler{wait, now})
+		if len(e.open) > 0 && s.open(now) {
+			wake(e.wakeClaim) // others have left a slot: what is wanted of the rest has become more
+		}
 	} else {
 		e.feed(s) // the gate may have widened
 	}
