@@ -13,6 +13,7 @@ import (
 // work is a worker: it makes one call after another, with buffers of its own.
 func (e *Engine) work(s *site, c *call) {
 	caller := s.up.NewCaller()
+	defer caller.Release()
 	wait := make(chan *call, 1)
 	var line []byte
 	for ; c != nil; c = e.next(s, c, wait) {
@@ -23,10 +24,11 @@ func (e *Engine) work(s *site, c *call) {
 			line = r.AppendLine(line[:0], c.lease.BatchID, c.request().Request)
 			e.recorder.add(c.hold, int(c.i), r.OK(), r.Usage, line)
 			e.metrics.result(r)
-			if cap(line) > 1<<20 {
-				line = nil
+			if cap(line) > 64<<10 {
+				line = nil // of thousands of workers each would keep one
 			}
 		}
+		caller.Release()
 	}
 }
 

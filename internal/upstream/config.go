@@ -102,7 +102,7 @@ func New(c Config) (*Upstream, error) {
 	}
 	c.URL = base.String()
 	c.Name = cmp.Or(strings.TrimSpace(c.Name), c.URL)
-	up := &Upstream{base: base, large: make(chan struct{}, 1), work: make(chan struct{}, 1), since: time.Now()}
+	up := &Upstream{base: base, small: make(chan struct{}, smallAtOnce), large: make(chan struct{}, 1), work: make(chan struct{}, 1), since: time.Now()}
 	if err := up.configure(&c); err != nil {
 		return nil, fmt.Errorf("upstream %s: %w", c.Name, err)
 	}

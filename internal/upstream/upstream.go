@@ -36,9 +36,10 @@ type Upstream struct {
 	tls     [32]byte // of the files that cfg.TLS names
 	rt      http.RoundTripper
 	metrics *url.URL // nil: it has none
-	// large is held by the call that reads an answer of more than smallAnswer bytes, so that
-	// many of those at once do not fill the memory.
-	large chan struct{}
+	// small is held by calls that have an answer of more than ownAnswer bytes in hand, large by the one
+	// that has an answer of more than smallAnswer, so that many at once do not fill the memory: calls
+	// in flight may be thousands.
+	small, large chan struct{}
 
 	calls  atomic.Int64  // in flight
 	looked atomic.Int64  // when its load was asked for last, in unix nanoseconds
@@ -53,7 +54,11 @@ type Upstream struct {
 	since  time.Time // when it was made
 }
 
-const smallAnswer = 1 << 20
+const (
+	ownAnswer   = 64 << 10 // what every call may have of an answer, however many there are
+	smallAnswer = 1 << 20
+	smallAtOnce = 32
+)
 
 // Close gives its idle connections up.
 func (u *Upstream) Close() {
@@ -100,10 +105,12 @@ type Answer struct {
 	Err      error // what to tell people, if Class is not OK
 }
 
-// A Caller holds what one worker uses again from call to call. Of a large answer it keeps nothing.
+// A Caller holds what one worker uses again from call to call. Of an answer that is not quite small it
+// keeps nothing.
 type Caller struct {
 	up     *Upstream
 	buf    bytes.Buffer
+	turns  []chan struct{} // that it has for the answer in hand: see Release
 	parser batch.AnswerParser
 	bodies batch.BodyParser
 
@@ -136,7 +143,10 @@ func (u *Upstream) NewCaller() *Caller {
 // most until the upstream's timeout. It is sent byte for byte, except that in place of an alias the
 // upstream's own name of the model goes out. The body must never change afterwards: an upstream may
 // answer before it has read it all.
+//
+// Once the answer is not needed any more, Release lets others have as large ones.
 func (c *Caller) Call(ctx context.Context, endpoint string, body []byte) Answer {
+	c.Release()
 	c.buf.Reset()
 	c.connected.Store(false)
 	callCtx, cancel := context.WithTimeout(ctx, c.up.cfg.Timeout)
@@ -165,10 +175,29 @@ func (c *Caller) Call(ctx context.Context, endpoint string, body []byte) Answer 
 	if a.RequestID == "" || len(a.RequestID) > maxRequestID || c.up.isSecret(a.RequestID) {
 		a.RequestID = batch.NewToken()
 	}
-	if c.buf.Cap() > smallAnswer {
+	if c.buf.Cap() > ownAnswer+bytes.MinRead {
 		c.buf = bytes.Buffer{} // the answer has it now
 	}
 	return a
+}
+
+// Release gives the last call's answer up, if that is not done yet: its Body is not valid any more.
+func (c *Caller) Release() {
+	for _, turn := range c.turns {
+		<-turn
+	}
+	c.turns = c.turns[:0]
+}
+
+// turn waits until the caller may have more of an answer.
+func (c *Caller) turn(ctx context.Context, turns chan struct{}) error {
+	select {
+	case turns <- struct{}{}:
+		c.turns = append(c.turns, turns)
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // maxRequestID is how long an upstream's request id may be for us to keep it.
@@ -291,7 +320,8 @@ func (p patient) Read(b []byte) (int, error) {
 
 var errTooLarge = errors.New("answer too large")
 
-// read reads the body into c.buf. Beyond smallAnswer only one call at a time may read on.
+// read reads the body into c.buf. Beyond ownAnswer only a few calls at a time may read on, and beyond
+// smallAnswer only one.
 func (c *Caller) read(ctx context.Context, resp *http.Response) error {
 	if resp.StatusCode == http.StatusSwitchingProtocols {
 		return nil // what follows is no body, and may never end
@@ -300,21 +330,24 @@ func (c *Caller) read(ctx context.Context, resp *http.Response) error {
 	if length > most && classOf(resp.StatusCode) == OK {
 		return errTooLarge // no need to read it
 	}
-	if length > 0 && length <= smallAnswer {
-		c.buf.Grow(int(length) + bytes.MinRead) // ReadFrom wants room for one read more to see the end
-	}
-	_, err := c.buf.ReadFrom(io.LimitReader(resp.Body, min(smallAnswer, most+1)))
-	if err == nil && c.buf.Len() >= smallAnswer && int64(c.buf.Len()) <= most {
-		select {
-		case c.up.large <- struct{}{}:
-			defer func() { <-c.up.large }()
-		case <-ctx.Done():
-			return ctx.Err()
+	var err error
+	for _, step := range []struct {
+		upTo  int64
+		turns chan struct{} // to be had for what is beyond the step before
+	}{{ownAnswer, nil}, {smallAnswer, c.up.small}, {most + 1, c.up.large}} {
+		have := int64(c.buf.Len())
+		if step.turns != nil {
+			if err = c.turn(ctx, step.turns); err != nil {
+				return err
+			}
 		}
-		if length > smallAnswer && length <= most {
-			c.buf.Grow(int(length) - c.buf.Len() + bytes.MinRead)
+		upTo := min(step.upTo, most+1)
+		if length > have && length <= upTo {
+			c.buf.Grow(int(length-have) + bytes.MinRead) // ReadFrom wants room for one read more to see the end
 		}
-		_, err = c.buf.ReadFrom(io.LimitReader(resp.Body, most-smallAnswer+1))
+		if _, err = c.buf.ReadFrom(io.LimitReader(resp.Body, upTo-have)); err != nil || int64(c.buf.Len()) < upTo || upTo > most {
+			break // there is no more, or it is too much
+		}
 	}
 	if err == nil && int64(c.buf.Len()) > most {
 		return errTooLarge

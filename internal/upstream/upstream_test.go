@@ -470,7 +470,9 @@ func TestLargeAnswersAtOnce(t *testing.T) {
 	var calls sync.WaitGroup
 	for range n {
 		calls.Go(func() {
-			a := u.NewCaller().Call(t.Context(), chat, []byte(`{}`))
+			c := u.NewCaller()
+			defer c.Release()
+			a := c.Call(t.Context(), chat, []byte(`{}`))
 			want{class: OK, status: 200}.check(t, a)
 			if string(a.Body) != body {
 				t.Errorf("%d bytes that are not the %d sent", len(a.Body), len(body))
@@ -478,6 +480,40 @@ func TestLargeAnswersAtOnce(t *testing.T) {
 		})
 	}
 	calls.Wait()
+}
+
+// However many calls are in flight, only so many have an answer in hand that is not quite small, and
+// one has a large one. The others read on once theirs is released.
+func TestAnswersInHand(t *testing.T) {
+	for _, test := range []struct{ size, most int }{{ownAnswer, 100}, {ownAnswer + 1, smallAtOnce}, {smallAnswer, smallAtOnce}, {smallAnswer + 1, 1}} {
+		synctest.Test(t, func(t *testing.T) {
+			body := answerOf(test.size)
+			u := newUpstream(t, "http://host", func(c *Config) {
+				c.Transport = roundTripper(func(*http.Request) (*http.Response, error) {
+					return &http.Response{StatusCode: 200, Body: io.NopCloser(strings.NewReader(body)), ContentLength: -1}, nil
+				})
+			})
+			callers := make(chan *Caller, 100)
+			for range cap(callers) {
+				go func() {
+					c := u.NewCaller()
+					want{class: OK, status: 200}.check(t, c.Call(context.Background(), chat, []byte(`{}`)))
+					callers <- c
+				}()
+			}
+			for done := 0; done < cap(callers); {
+				synctest.Wait()
+				n := len(callers)
+				if n == 0 || n > test.most {
+					t.Fatalf("%d calls have an answer of %d bytes in hand, want from 1 to %d", n, test.size, test.most)
+				}
+				done += n
+				for range n {
+					(<-callers).Release()
+				}
+			}
+		})
+	}
 }
 
 // A call that waits for its turn to read a large answer ends when it is given up, or out of time.
