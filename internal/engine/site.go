@@ -182,7 +182,6 @@ func (e *Engine) retire(s *site) {
 		l.leave(s)
 	}
 	s.lanes = nil
-	e.log.Info("upstream is not configured any more", "upstream", s.up.Name(), "in_flight", s.gate.InFlight())
 }
 
 // putBack leaves to others the suspect that waits for s to be empty. e.mu is held.
