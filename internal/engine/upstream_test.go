@@ -287,6 +287,34 @@ func TestPeopleInTheWay(t *testing.T) {
 	})
 }
 
+// TestLonePoison sends nothing but a request that brings its upstream down, which takes half a minute
+// to come back. It fails in the end: nobody else was sent meanwhile, but the upstream was there.
+func TestLonePoison(t *testing.T) {
+	for _, slots := range []int{0, 1, 16} {
+		t.Run(fmt.Sprintf("max in flight %d", slots), func(t *testing.T) {
+			bubble(t, func(b *bench) {
+				u := b.upstream(sim.Config{Timing: sim.Timing{Latency: time.Second}, Models: []sim.Model{{ID: "m"}}}, upstream.Config{MaxInFlight: slots})
+				u.handle(front(u, func([]byte) int {
+					u.away.Store(true)
+					time.AfterFunc(30*time.Second, func() { u.away.Store(false) })
+					panic(http.ErrAbortHandler)
+				}))
+				p := b.start()
+				start := time.Now()
+				x := b.ends(b.run([]byte(line("bad", "m", "wrong"))))
+				b.want(x, batch.Completed, 1, 0, 1)
+				if r := b.results(x.ID)["bad"]; r.Error == nil || r.Error.Code != batch.FailureServer.Code {
+					b.Errorf("it failed with %+v", r)
+				}
+				if took := time.Since(start); took < 4*time.Minute || took > 20*time.Minute {
+					b.Errorf("it took %v", took)
+				}
+				p.drain()
+			})
+		})
+	}
+}
+
 // TestSharedUpstream runs two lanes at one upstream with few slots: neither starves.
 func TestSharedUpstream(t *testing.T) {
 	bubble(t, func(b *bench) {
