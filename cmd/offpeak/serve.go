@@ -118,7 +118,7 @@ func (cmd *serveCmd) Run(ctx context.Context, s *streams, c *configFile, reread 
 			Metrics:      promhttp.HandlerFor(n.metrics, promhttp.HandlerOpts{}),
 			Ready: func(ctx context.Context) error {
 				if stopping.Load() {
-					return errors.New("stopping")
+					return api.ErrStopping
 				}
 				return n.store.Ping(ctx)
 			},

@@ -14,6 +14,7 @@ package api
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net/http"
 	"path"
@@ -44,7 +45,8 @@ type Config struct {
 	Activity func(b batch.Batch) batch.Activity
 	// Wake is called after a batch was created or cancelled, and must not block. Nil: nobody is told.
 	Wake func()
-	// Ready returns why this process cannot serve now. Nil: it always can.
+	// Ready returns why this process cannot serve now, ErrStopping if it was told to stop. Nil: it
+	// always can.
 	Ready func(context.Context) error
 	// Metrics answers GET /metrics. Nil: there is no such page.
 	Metrics http.Handler
@@ -285,10 +287,17 @@ func (s *server) healthz(w *response, _ *http.Request) error {
 	return err
 }
 
+// ErrStopping is why a process is not ready that has been told to stop.
+var ErrStopping = errors.New("the server is stopping")
+
 // readyz says whether the process can serve.
 func (s *server) readyz(w *response, r *http.Request) error {
 	if err := s.Ready(r.Context()); err != nil {
-		s.Log.Warn("not ready", "err", err)
+		level := slog.LevelWarn
+		if errors.Is(err, ErrStopping) { // it was asked to, and is going to be probed again and again
+			level = slog.LevelDebug
+		}
+		s.Log.Log(r.Context(), level, "not ready", "err", err)
 		return errUnavailable
 	}
 	return s.healthz(w, r)

@@ -344,6 +344,11 @@ func TestHealth(t *testing.T) {
 	if n := x.log.count("no database"); n != 1 {
 		t.Errorf("the reason is logged %d times", n)
 	}
+	ready = ErrStopping
+	x.wantError(x.get("/readyz"), 503, "", "", "The engine is currently overloaded, please try again later")
+	if n := x.log.count(`level=WARN msg="not ready"`); n != 1 {
+		t.Errorf("%d warnings, want none of a server that was told to stop", n)
+	}
 	ready = nil
 	if a := x.get("/readyz"); a.StatusCode != 200 || string(a.body) != "ok\n" {
 		t.Errorf("readyz: %d %s", a.StatusCode, a.body)

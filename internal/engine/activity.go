@@ -113,11 +113,11 @@ func (e *Engine) waitingFor(b batch.Batch, held []*queue, now time.Time) (why st
 	moving := false
 	for _, q := range held {
 		l := q.share.lane
-		if q.inFlight > 0 {
+		if q.inFlight > 0 && !l.down() {
 			moving = true
 			continue
 		}
-		if q.waiting == 0 {
+		if q.inFlight+q.waiting == 0 {
 			continue // all that is held has its result, and is about to be sealed
 		}
 		if why, stuck := e.trouble(l, q, now); why != "" {
@@ -143,6 +143,12 @@ func (e *Engine) waitingFor(b batch.Batch, held []*queue, now time.Time) (why st
 		}
 	}
 	return behind, behind != ""
+}
+
+// down reports whether every upstream of l is down: what is in flight there is to find out if one is
+// back. e.mu is held.
+func (l *lane) down() bool {
+	return len(l.sites) > 0 && !slices.ContainsFunc(l.sites, func(s *site) bool { return !s.gate.Probing() })
 }
 
 // behind tells behind whom b waits. Of other projects it tells nothing but that they are there.

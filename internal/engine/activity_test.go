@@ -49,6 +49,21 @@ func TestWaitingFor(t *testing.T) {
 			p.waitsFor(id, `lane m: upstream http://up0/v1 down since `+clock+`: .*connection refused`)
 			u.away.Store(false)
 		}},
+		{"an answer of its upstream", func(b *bench) {
+			u := b.upstream(sim.Config{Timing: sim.Timing{Latency: time.Minute}}, upstream.Config{MaxInFlight: 1, Models: []string{"m"}})
+			u.away.Store(true)
+			p := b.start()
+			id := b.run(chat(10))
+			time.Sleep(5 * time.Second)
+			u.away.Store(false)
+			time.Sleep(30 * time.Second)
+			p.waitsFor(id, `lane m: upstream http://up0/v1 down since `+clock+`: .*connection refused`)
+			if a := p.Activity(b.look(id)); a.InFlight != 1 {
+				b.Errorf("%d in flight, want the one that is to find out", a.InFlight)
+			}
+			time.Sleep(time.Minute)
+			p.waitsFor(id, "")
+		}},
 		{"all upstreams", func(b *bench) {
 			one := b.upstream(second, upstream.Config{MaxInFlight: 4, Models: []string{"m"}})
 			two := b.upstream(second, upstream.Config{MaxInFlight: 4, Models: []string{"m"}})
@@ -102,6 +117,9 @@ func TestWaitingFor(t *testing.T) {
 			id := b.run(chat(20))
 			time.Sleep(10 * time.Second)
 			p.waitsFor(id, `lane m: throttled by http://up0/v1 until `+clock)
+			if s := p.Upstreams()[0]; !s.ThrottledUntil.After(time.Now()) || s.Healthy {
+				b.Errorf("the upstream throttles until %v, healthy %v", s.ThrottledUntil, s.Healthy)
+			}
 			u.handle(sim.New(sim.Config{}))
 		}},
 		{"its limit", func(b *bench) {

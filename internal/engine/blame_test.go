@@ -21,6 +21,8 @@ func TestBlame(t *testing.T) {
 		others  bool // somebody else is answered before each call
 		failing int  // others that fail as well
 		before  bool // the upstream answered somebody, once
+		lists   bool // it has said what it serves
+		dies    bool // it refuses everybody after each call, for a while
 		want    int  // the call that is the last; 0: there is none
 	}{
 		{name: "500 while others are answered", answer: broken, others: true, want: 1 + maxAttempts},
@@ -32,10 +34,18 @@ func TestBlame(t *testing.T) {
 		{name: "cut for everybody, each alone, after better times", answer: cut, alone: true, failing: 10, before: true},
 		{name: "cut with others in flight, who are answered later", answer: cut, others: true},
 		{name: "cut alone, while others are answered in between", answer: cut, alone: true, others: true, want: 1 + maxAttempts},
+		{name: "cut alone, with nobody to compare with, from the start", answer: cut, alone: true},
+		{name: "cut alone, with nobody to compare with, after better times", answer: cut, alone: true, before: true, want: 1 + 4*maxAttempts},
+		{name: "cut alone by one that says what it serves", answer: cut, alone: true, lists: true, want: 1 + 4*maxAttempts},
+		{name: "cut alone by one that dies of it", answer: cut, alone: true, lists: true, dies: true, want: 1 + 4*maxAttempts},
+		{name: "cut alone by one that dies of it, while others are answered in between", answer: cut, alone: true, others: true, dies: true, want: 1 + maxAttempts},
+		{name: "cut for everybody, each alone, by one that says what it serves", answer: cut, alone: true, failing: 10, lists: true},
+		{name: "cut not alone by one that dies and comes back", answer: cut, before: true, lists: true, dies: true},
+		{name: "500 by one that dies and comes back", answer: broken, before: true, lists: true, dies: true},
 		{name: "500 with nobody to compare with, after better times", answer: broken, before: true, want: 1 + 4*maxAttempts}, // 15 s apart: one in four is charged
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			e, s := &Engine{}, &site{failing: map[*request]bool{}}
+			e, s := &Engine{}, &site{failing: map[*request]bool{}, listed: func() bool { return c.lists }}
 			for range c.failing {
 				s.failing[new(request)] = true
 			}
@@ -53,6 +63,9 @@ func TestBlame(t *testing.T) {
 				now = now.Add(time.Millisecond)
 				if _, final := e.failed(s, &call{hold: h, alone: c.alone}, c.answer, now); final {
 					last = n
+				}
+				if c.dies {
+					s.refused = now.Add(time.Second)
 				}
 			}
 			if last != c.want {

@@ -189,7 +189,7 @@ func (e *Engine) settle(s *site, c *call, a upstream.Answer) (r batch.Result, fi
 	case upstream.Permanent:
 		// A refusal of this one request, unless nobody else fares better.
 		if a.Denied {
-			if s.blame(c, s.accepted, now) {
+			if s.blame(c, false, s.accepted, now) {
 				req.charge(now)
 			}
 			if req.attempts < maxDenials {
@@ -221,7 +221,10 @@ func (e *Engine) settle(s *site, c *call, a upstream.Answer) (r batch.Result, fi
 		}
 	} else if outcome != sched.Abandoned {
 		s.lastErr = a.Err
-		if outcome == sched.Refused || c.probe && req.sent == 1 {
+		switch {
+		case outcome == sched.Refused:
+			s.refused = now
+		case c.probe && req.sent == 1:
 			s.outage = now
 		}
 	}
@@ -291,11 +294,13 @@ func (e *Engine) report(s *site, c *call, a upstream.Answer, outcome sched.Outco
 // failed counts a transient failure of c and says whether it was the last.
 func (e *Engine) failed(s *site, c *call, a upstream.Answer, now time.Time) (r batch.Result, final bool) {
 	req := c.request()
-	if a.Cut && !c.probe { // of a probe, it shows the outage that it was to look for
+	guilty := s.blame(c, a.Cut && c.alone, s.answered, now)
+	// Of a probe, a cut shows the outage that it was to look for, unless there is little else to send.
+	if a.Cut && !(c.probe && (req.sent == 1 || len(s.failing) > few)) {
 		req.cuts++
 	}
 	// A broken connection is no request's fault that was not alone when it broke.
-	if s.blame(c, s.answered, now) && (!a.Cut || c.alone) {
+	if guilty && (!a.Cut || c.alone) {
 		req.charge(now)
 	}
 	if req.attempts < maxAttempts && !(a.Timeout && req.attempts >= maxTimeouts) {
@@ -323,12 +328,16 @@ const (
 // charged last, or failed first, another was sent that fared better (good is when the latest of
 // those was sent), and there was no outage. With nobody to compare with, an upstream that once was
 // good is given a minute between attempts. Otherwise it is taken for an outage, which costs nothing.
-func (s *site) blame(c *call, good, now time.Time) bool {
+//
+// If it was alone when its connection broke, it may be what brings the upstream down: that everyone is
+// refused for a while then says nothing for it. Nor need anybody else have been answered by an
+// upstream that has said what it serves.
+func (s *site) blame(c *call, alone bool, good, now time.Time) bool {
 	req := c.request()
 	if !c.removed {
 		s.failing[req] = true
 	}
-	first := req.failed.IsZero() || s.outage.After(req.charged)
+	first := req.failed.IsZero() || s.outage.After(req.charged) || s.refused.After(req.charged) && !alone
 	s.failed, req.failed = now, now
 	switch {
 	case first:
@@ -336,7 +345,7 @@ func (s *site) blame(c *call, good, now time.Time) bool {
 		return false
 	case good.After(req.charged):
 		return true
-	case good.IsZero() || now.Sub(req.charged) < lonely:
+	case now.Sub(req.charged) < lonely, good.IsZero() && !(alone && s.listed()):
 		return false
 	}
 	return len(s.failing) <= few || req.attempts > 0

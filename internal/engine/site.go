@@ -33,9 +33,11 @@ type site struct {
 	answered time.Time         // the latest call that was answered, with whatever, was sent then
 	accepted time.Time         // likewise, with a 2xx
 	failed   time.Time         // the last failure
-	outage   time.Time         // the last failure that was certainly not the request's
+	refused  time.Time         // the last call that was refused, as all were
+	outage   time.Time         // the last other failure that was certainly not the request's
 	failing  map[*request]bool // open requests that have failed and not been compared with any other
 	lastErr  error             // of the last call that was not answered
+	listed   func() bool       // it has said what it serves
 }
 
 // An idler is a worker that waits for a call.
@@ -55,6 +57,7 @@ func newSite(u *upstream.Upstream) *site {
 		requests: sched.NewBucket(limits.RequestsPerMinute),
 		tokens:   sched.NewBucket(limits.TokensPerMinute),
 		failing:  map[*request]bool{},
+		listed:   u.Listed,
 	}
 }
 
@@ -182,7 +185,6 @@ func (e *Engine) retire(s *site) {
 		l.leave(s)
 	}
 	s.lanes = nil
-	e.log.Info("upstream is not configured any more", "upstream", s.up.Name(), "in_flight", s.gate.InFlight())
 }
 
 // putBack leaves to others the suspect that waits for s to be empty. e.mu is held.

@@ -56,7 +56,8 @@ func (e *Engine) finalizeReady(ctx context.Context) {
 		if done {
 			e.metrics.ended.WithLabelValues(string(b.Status)).Inc()
 			e.log.Info("batch ended", "batch", id, "status", b.Status, "total", b.Counts.Total,
-				"completed", b.Counts.Completed, "failed", b.Counts.Failed, "dur", time.Since(b.CreatedAt).Round(time.Millisecond))
+				"completed", b.Counts.Completed, "failed", b.Counts.Failed,
+				"dur", max(0, time.Since(b.CreatedAt)).Round(time.Millisecond)) // the clock may have been set back
 		}
 	}
 }

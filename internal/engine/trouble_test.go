@@ -1,9 +1,12 @@
 package engine_test
 
 import (
+	"bytes"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -272,7 +275,14 @@ func TestPartsSwept(t *testing.T) {
 func TestClockStepsBack(t *testing.T) {
 	bubble(t, func(b *bench) {
 		b.upstream(sim.Config{Timing: sim.Timing{Latency: time.Second}}, upstream.Config{MaxInFlight: 4})
-		p := b.start(small(5))
+		var log bytes.Buffer
+		p := b.start(small(5), func(c *engine.Config) { c.Log = slog.New(slog.NewTextHandler(&log, nil)) })
+		early := b.batch(b.upload(chat(3)), 24*time.Hour)
+		early.CreatedAt = early.CreatedAt.Add(time.Hour) // by the clock as it was
+		if err := b.store.CreateBatch(b.Context(), early); err != nil {
+			b.Fatal(err)
+		}
+		b.owner[early.ID] = early.Project
 		id, cancelled := b.run(chat(30)), b.run(chat(30))
 		back := func() { b.ahead.Add(-int64(time.Hour)) }
 		back()
@@ -283,7 +293,11 @@ func TestClockStepsBack(t *testing.T) {
 		back()
 		b.want(b.ends(id), batch.Completed, 30, 30, 0)
 		b.ends(cancelled)
+		b.want(b.ends(early.ID), batch.Completed, 3, 3, 0)
 		p.drain()
+		if took := regexp.MustCompile(`msg="batch ended".* dur=[^-]`).FindAllString(log.String(), -1); len(took) != 3 {
+			b.Errorf("the log says of %d batches how long they took, want 3:\n%s", len(took), log.String())
+		}
 	})
 }
 

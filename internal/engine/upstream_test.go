@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -246,6 +247,72 @@ func TestLanesApart(t *testing.T) {
 		}
 		p.drain()
 	})
+}
+
+// TestPeopleInTheWay has people queue at an upstream, so that it has nothing free, while a batch ends
+// there, while nobody looks, and while the next one comes. That one goes on as soon as they are gone,
+// whatever the last reading was, and meanwhile it does not sleep either.
+func TestPeopleInTheWay(t *testing.T) {
+	bubble(t, func(b *bench) {
+		u := b.upstream(sim.Config{Timing: sim.Timing{Latency: time.Second}}, upstream.Config{MaxInFlight: 16, Shared: true})
+		var people atomic.Int64
+		u.handle(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if n := people.Load(); r.URL.Path == "/metrics" && n > 0 {
+				fmt.Fprintf(w, "vllm:num_requests_running %d\nvllm:num_requests_waiting %d\n", 16, n)
+				return
+			}
+			u.Server.ServeHTTP(w, r)
+		}))
+		p := b.start(small(20))
+		first := b.run(chat(100))
+		b.recorded(first, 40)
+		people.Store(30)
+		b.want(b.ends(first), batch.Completed, 100, 100, 0)
+		time.Sleep(time.Minute)
+		second := b.run(chat(100))
+		time.Sleep(20 * time.Second)
+		switch x := b.look(second); {
+		case x.Counts.Completed == 0:
+			b.Errorf("nothing is done for 20 s, it waits for %q", p.Activity(x).WaitingFor)
+		case x.Counts.Completed > 22:
+			b.Errorf("%d requests in 20 s while people wait, want one at a time", x.Counts.Completed)
+		}
+		people.Store(0)
+		start := time.Now()
+		b.want(b.ends(second), batch.Completed, 100, 100, 0)
+		if took := time.Since(start); took > 20*time.Second {
+			b.Errorf("with the people gone, what was left took %v", took)
+		}
+		p.drain()
+	})
+}
+
+// TestLonePoison sends nothing but a request that brings its upstream down, which takes half a minute
+// to come back. It fails in the end: nobody else was sent meanwhile, but the upstream was there.
+func TestLonePoison(t *testing.T) {
+	for _, slots := range []int{0, 1, 16} {
+		t.Run(fmt.Sprintf("max in flight %d", slots), func(t *testing.T) {
+			bubble(t, func(b *bench) {
+				u := b.upstream(sim.Config{Timing: sim.Timing{Latency: time.Second}, Models: []sim.Model{{ID: "m"}}}, upstream.Config{MaxInFlight: slots})
+				u.handle(front(u, func([]byte) int {
+					u.away.Store(true)
+					time.AfterFunc(30*time.Second, func() { u.away.Store(false) })
+					panic(http.ErrAbortHandler)
+				}))
+				p := b.start()
+				start := time.Now()
+				x := b.ends(b.run([]byte(line("bad", "m", "wrong"))))
+				b.want(x, batch.Completed, 1, 0, 1)
+				if r := b.results(x.ID)["bad"]; r.Error == nil || r.Error.Code != batch.FailureServer.Code {
+					b.Errorf("it failed with %+v", r)
+				}
+				if took := time.Since(start); took < 4*time.Minute || took > 20*time.Minute {
+					b.Errorf("it took %v", took)
+				}
+				p.drain()
+			})
+		})
+	}
 }
 
 // TestSharedUpstream runs two lanes at one upstream with few slots: neither starves.

@@ -189,7 +189,7 @@ var mutations = []mutation{
 	{"a row is forgotten only of what was swept", "internal/store/sweep.go",
 		"DELETE FROM blobs WHERE key = $1 AND deleted_at IS NOT NULL`", "DELETE FROM blobs WHERE key = $1`", storeTests},
 	{"only batches that ended are dropped", "internal/store/sweep.go",
-		"DELETE FROM batches WHERE status IN ('completed', 'failed', 'expired', 'cancelled')\n		AND coalesce(completed_at, failed_at, expired_at, cancelled_at) <= $1`", "DELETE FROM batches WHERE coalesce(completed_at, failed_at, expired_at, cancelled_at, created_at) <= $1`", storeTests},
+		"DELETE FROM batches WHERE status IN ('completed', 'failed', 'expired', 'cancelled')\n			AND coalesce(completed_at, failed_at, expired_at, cancelled_at) <= $1`", "DELETE FROM batches WHERE coalesce(completed_at, failed_at, expired_at, cancelled_at, created_at) <= $1`", storeTests},
 	{"the bytes are synced", "internal/blob/dir.go",
 		"d.step(OpSync, w.key, w.temp.Sync)", "d.step(OpSync, w.key, func() error { return nil })", blobTests},
 	{"the folder is synced", "internal/blob/dir.go",

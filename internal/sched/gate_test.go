@@ -200,6 +200,27 @@ func TestProbes(t *testing.T) {
 	}
 }
 
+// An upstream that takes one call at a time is not taken to be back as soon as it is asked.
+func TestProbesOfOneSlot(t *testing.T) {
+	s := newScript(t, 1)
+	s.send(1)
+	s.end(1, Refused, 0)
+	for i, want := range []time.Duration{250, 500, 1000, 1000} {
+		s.want(fmt.Sprintf("closed for %v, in flight 0", want*ms), 0)
+		s.now = s.now.Add(want * ms)
+		s.send(1)
+		s.want("closed for 0s, in flight 1", 0)
+		s.end(1, Refused, 0)
+		if since, _, _ := s.g.Closed(); !since.Equal(epoch) {
+			t.Fatalf("probe %d: closed since %v, want since it was closed first", i, since)
+		}
+	}
+	s.now = s.now.Add(time.Second)
+	s.send(1)
+	s.end(1, Answered, 0)
+	s.want("limit 1, in flight 0", 1)
+}
+
 // With answers that come at once, twice as many calls go out after each.
 func TestComesBackWithSlowStart(t *testing.T) {
 	s := newScript(t, 64)

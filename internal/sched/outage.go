@@ -109,7 +109,8 @@ func (o *outage) send(ticket int64, limit int, now time.Time) {
 		o.probe, o.probed, o.flying = ticket, now, 0
 	}
 	o.flying++
-	if o.allowance(now) >= float64(limit) {
+	// Not with the first call, though there be room for no other: it is to tell.
+	if o.flying > 1 && o.allowance(now) >= float64(limit) {
 		o.open(now)
 	}
 }

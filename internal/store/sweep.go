@@ -70,11 +70,18 @@ func unnameBlob(ctx context.Context, q querier, key string) error {
 	return err
 }
 
-// DropBatches drops batches that ended longer than keep ago. Their files go by their own expiry.
+// DropBatches drops batches that ended longer than keep ago, and the keys under which they could be
+// asked for again. Their files go by their own expiry.
 func (s *Store) DropBatches(ctx context.Context, keep time.Duration) error {
-	_, err := s.change(ctx, `DELETE FROM batches WHERE status IN ('completed', 'failed', 'expired', 'cancelled')
-		AND coalesce(completed_at, failed_at, expired_at, cancelled_at) <= $1`, ms(s.now().Add(-keep)))
-	return err
+	return s.tx(ctx, func(q querier) error {
+		n, err := exec(ctx, q, `DELETE FROM batches WHERE status IN ('completed', 'failed', 'expired', 'cancelled')
+			AND coalesce(completed_at, failed_at, expired_at, cancelled_at) <= $1`, ms(s.now().Add(-keep)))
+		if err != nil || n == 0 {
+			return err
+		}
+		_, err = exec(ctx, q, `DELETE FROM idempotency_keys WHERE NOT EXISTS (SELECT 1 FROM batches b WHERE b.id = batch_id)`)
+		return err
+	})
 }
 
 // Deleted lists blobs that were swept longer than keep ago, whose bytes may go now. keep is to be

@@ -107,6 +107,13 @@ func (u *Upstream) State() batch.UpstreamState {
 	return s
 }
 
+// Listed reports whether the upstream has said itself what it serves.
+func (u *Upstream) Listed() bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.cfg.Models == nil && u.state == listRead
+}
+
 // Trouble returns why the list of models is unread, or nil.
 func (u *Upstream) Trouble() error {
 	u.mu.Lock()

@@ -198,6 +198,21 @@ func testDropBatches(d *db) {
 	}
 	d.wantFile("output of a dropped batch", output)
 	d.wantSame("younger batch", d.batch(young.ID), young)
+	// Nobody is sent to a dropped batch by the key that it was created under.
+	input := d.file(batch.PurposeBatch, 1).ID
+	once, again := d.newBatch(input), d.newBatch(input)
+	create := func(b batch.Batch) batch.Batch {
+		made, err := d.CreateBatchOnce(d.ctx(), b, "k", [32]byte{1})
+		d.must(err)
+		return made
+	}
+	d.cancel(create(once).ID)
+	d.clock.turn(keep - time.Millisecond)
+	d.must(d.Store.DropBatches(d.ctx(), keep))
+	d.wantSame("a batch that is kept", create(again).ID, once.ID)
+	d.clock.turn(time.Millisecond)
+	d.must(d.Store.DropBatches(d.ctx(), keep))
+	d.wantSame("a batch in place of one that was dropped", create(again).ID, again.ID)
 	d.must(d.Reject(d.ctx(), a, nil))
 	d.seal(d.claim(running), 0, 10)
 	d.finalized(running.ID)
