@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -28,17 +29,6 @@ func (b *byteSize) UnmarshalText(text []byte) error {
 	return nil
 }
 
-// An upstreamSetting is one upstream in the config file.
-type upstreamSetting struct {
-	URL         string   `koanf:"url"`
-	Key         string   `koanf:"key"`
-	KeyEnv      string   `koanf:"key_env"` // name of an environment variable that holds the key
-	Models      []string `koanf:"models"`
-	MaxInFlight int      `koanf:"max_in_flight"`
-}
-
-var upstreamSettings = []string{"url", "key", "key_env", "models", "max_in_flight"}
-
 // A configFile is what --config was given: values of flags under their names, with dashes or
 // underscores, and a list of upstreams. It counts where neither a flag nor the environment says
 // otherwise.
@@ -47,10 +37,10 @@ var upstreamSettings = []string{"url", "key", "key_env", "models", "max_in_fligh
 //	data: /var/lib/offpeak
 //	upstreams:
 //	  - url: http://gpu-1:8000/v1
-//	    max_in_flight: 128
 //	  - url: https://api.example.com/v1
 //	    key_env: EXAMPLE_KEY
 //	    models: [large, small]
+//	    requests_per_minute: 600
 type configFile struct {
 	path      string
 	flags     map[string]any
@@ -114,18 +104,16 @@ func (c *configFile) parse(text []byte) error {
 		if m["url"] == nil {
 			return fmt.Errorf("upstream %d has no url", i+1)
 		}
-		for name := range m {
-			if !slices.Contains(upstreamSettings, name) {
-				return fmt.Errorf("upstream %d has no setting %q, only %s", i+1, name, strings.Join(upstreamSettings, ", "))
-			}
+		if err := checkShape(m, reflect.TypeFor[upstreamSetting]()); err != nil {
+			return fmt.Errorf("upstream %d%w", i+1, err)
 		}
 	}
 	if err := k.Unmarshal("upstreams", &c.upstreams); err != nil {
 		return fmt.Errorf("upstreams: %s", strings.Join(strings.Fields(err.Error()), " ")) // it has several lines
 	}
-	for i, u := range c.upstreams {
-		if u.MaxInFlight < 0 {
-			return fmt.Errorf("upstream %d: max_in_flight is %d, want at least 1", i+1, u.MaxInFlight)
+	for i := range c.upstreams {
+		if err := c.upstreams[i].check(); err != nil {
+			return fmt.Errorf("upstream %d: %w", i+1, err)
 		}
 	}
 	return nil

@@ -23,6 +23,9 @@ type cli struct {
 	Validate validateCmd `cmd:"" help:"Check a file as the server would. Nothing is sent."`
 	Batches  batchesCmd  `cmd:"" help:"Batches on a server."`
 	Files    filesCmd    `cmd:"" help:"Files on a server."`
+
+	Upstreams upstreamsCmd `cmd:"" help:"Inference servers behind a server."`
+
 	Projects projectsCmd `cmd:"" help:"Projects of the server with this data folder."`
 	Keys     keysCmd     `cmd:"" help:"API keys of the server with this data folder."`
 	Sim      simCmd      `cmd:"" help:"Run a simulated upstream, for trying things out and for capacity planning."`
@@ -71,19 +74,7 @@ var errInterrupted = errors.New("interrupted")
 // run parses arguments and runs the command they name.
 func run(ctx context.Context, s *streams, args []string) (err error) {
 	exited := -1
-	parser, err := kong.New(&cli{},
-		kong.Name("offpeak"),
-		kong.Description("Offpeak is a batch server for language models: the OpenAI Batch API on your own machines.\n\n"+
-			"  offpeak run in.jsonl --upstream http://localhost:8000/v1     every answer, in a file\n"+
-			"  offpeak serve --upstream http://localhost:8000/v1            the same over HTTP, for OpenAI's SDKs\n\n"+
-			"A flag with a $VARIABLE in its help can also be set there, and for run, serve, keys and projects in a YAML file given with --config; the flag itself comes first, then the variable."),
-		kong.Writers(s.Out, s.Err),
-		kong.Exit(func(code int) { exited = code }),
-		kong.UsageOnError(),
-		kong.ConfigureHelp(kong.HelpOptions{Compact: true}),
-		kong.BindTo(ctx, (*context.Context)(nil)),
-		kong.Bind(s, &configFile{}),
-	)
+	parser, err := newParser(ctx, s, &cli{}, &configFile{}, args, func(code int) { exited = code })
 	if err != nil {
 		return err
 	}
@@ -111,6 +102,35 @@ func run(ctx context.Context, s *streams, args []string) (err error) {
 	}
 	return err
 }
+
+// newParser returns a parser of the arguments that fills in command, and c if they name a config
+// file.
+func newParser(ctx context.Context, s *streams, command *cli, c *configFile, args []string, exit func(code int)) (*kong.Kong, error) {
+	return kong.New(command,
+		kong.Name("offpeak"),
+		kong.Description("Offpeak is a batch server for language models: the OpenAI Batch API on your own machines.\n\n"+
+			"  offpeak run in.jsonl --upstream http://localhost:8000/v1     every answer, in a file\n"+
+			"  offpeak serve --upstream http://localhost:8000/v1            the same over HTTP, for OpenAI's SDKs\n\n"+
+			"A flag with a $VARIABLE in its help can also be set there, and for run, serve, keys and projects in a YAML file given with --config; the flag itself comes first, then the variable."),
+		kong.Writers(s.Out, s.Err),
+		kong.Exit(exit),
+		kong.UsageOnError(),
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true}),
+		kong.BindTo(ctx, (*context.Context)(nil)),
+		kong.Bind(s, c, rereader(func() (*engineFlags, *configFile, error) {
+			fresh, c := &cli{}, &configFile{}
+			parser, err := newParser(ctx, s, fresh, c, args, func(int) {})
+			if err == nil {
+				_, err = parser.Parse(args)
+			}
+			return &fresh.Serve.engineFlags, c, err
+		})),
+	)
+}
+
+// A rereader reads the arguments of `serve` again, and with them the config file and the
+// environment.
+type rereader func() (*engineFlags, *configFile, error)
 
 // helpFor returns which help says most to somebody whose arguments are wrong.
 func helpFor(c *kong.Context) string {

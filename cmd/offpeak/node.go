@@ -28,45 +28,10 @@ import (
 type engineFlags struct {
 	Config      configFlag    `placeholder:"FILE" env:"OFFPEAK_CONFIG" help:"YAML file with settings: any flag by its name, and a list of upstreams (docs/configuration.md)."`
 	Upstream    []string      `sep:"," placeholder:"URL" env:"OFFPEAK_UPSTREAM" help:"Inference server to use, such as http://localhost:8000/v1; repeatable. \"sim\" is a simulated one. By default those found on this machine at the usual ports. A key for it is taken from the environment, OFFPEAK_UPSTREAM_KEY."`
-	MaxInFlight int           `default:"64" placeholder:"N" env:"OFFPEAK_MAX_IN_FLIGHT" help:"Requests that each upstream gets at a time (default: ${default})."`
+	MaxInFlight inFlight      `default:"auto" placeholder:"N" env:"OFFPEAK_MAX_IN_FLIGHT" help:"Requests that each upstream gets at a time, or auto: as many as it does well with (default: ${default})."`
 	Timeout     time.Duration `default:"1h" placeholder:"DURATION" env:"OFFPEAK_TIMEOUT" help:"How long one request may take at the upstream (default: ${default})."`
 	MaxAnswer   byteSize      `default:"64MiB" placeholder:"SIZE" env:"OFFPEAK_MAX_ANSWER" help:"How large an answer may be (default: ${default})."`
 	MaxLine     byteSize      `default:"64MiB" placeholder:"SIZE" env:"OFFPEAK_MAX_LINE" help:"How long a line of the input may be (default: ${default})."`
-}
-
-// settings returns the upstreams that the flags and the config file ask for. Flags win; what the
-// file says about the URL of a flag still counts.
-func (f *engineFlags) settings(c *configFile, getenv func(string) string) ([]upstreamSetting, error) {
-	switch {
-	case f.MaxInFlight < 1:
-		return nil, fmt.Errorf("--max-in-flight is %d, want at least 1", f.MaxInFlight)
-	case f.Timeout <= 0:
-		return nil, fmt.Errorf("--timeout is %s, want more than 0", f.Timeout)
-	}
-	settings := c.upstreams
-	if len(f.Upstream) > 0 {
-		settings = nil
-		for _, url := range f.Upstream {
-			u := upstreamSetting{URL: url}
-			for _, known := range c.upstreams {
-				if strings.TrimRight(known.URL, "/") == strings.TrimRight(url, "/") {
-					u = known
-				}
-			}
-			settings = append(settings, u)
-		}
-	}
-	for i := range settings {
-		u := &settings[i]
-		if u.KeyEnv != "" {
-			if u.Key = getenv(u.KeyEnv); u.Key == "" {
-				return nil, fmt.Errorf("upstream %s: its key is to be in the environment variable %s, which is empty", u.URL, u.KeyEnv)
-			}
-		}
-		u.Key = cmp.Or(u.Key, getenv("OFFPEAK_UPSTREAM_KEY"))
-		u.MaxInFlight = cmp.Or(u.MaxInFlight, f.MaxInFlight)
-	}
-	return settings, nil
 }
 
 // rules are what inputs are checked against; requests bounds them, 0 leaves that to the profile.
@@ -99,38 +64,9 @@ func openNode(ctx context.Context, dir string, f *engineFlags, c *configFile, ec
 			err = tellRoom(err, dir)
 		}
 	}()
-	settings, err := f.settings(c, s.Getenv)
+	ups, err := n.upstreams(ctx, f, c, s.Getenv, log)
 	if err != nil {
 		return nil, err
-	}
-	if len(settings) == 0 {
-		found := upstream.Discover(ctx, upstream.WellKnown)
-		if len(found) == 0 {
-			return nil, fmt.Errorf("no upstream given, and none answers on this machine (looked at %s); give one with --upstream URL, or --upstream sim to try things out",
-				strings.Join(upstream.WellKnown, ", "))
-		}
-		for _, url := range found {
-			settings = append(settings, upstreamSetting{URL: url, MaxInFlight: f.MaxInFlight})
-			log.Info("found an upstream", "upstream", url)
-		}
-	}
-	var ups []*upstream.Upstream
-	for _, u := range settings {
-		if u.URL == "sim" {
-			if n.sim == nil {
-				if n.sim, err = sim.Start(sim.Config{Seed: 1, Timing: sim.Timing{Latency: 200 * time.Millisecond, Jitter: 0.5}}, "127.0.0.1:0"); err != nil {
-					return nil, err
-				}
-			}
-			u.URL = n.sim.URL()
-		}
-		up, err := upstream.New(upstream.Config{
-			URL: u.URL, Key: u.Key, Models: u.Models, MaxInFlight: u.MaxInFlight, Timeout: f.Timeout, MaxAnswer: int64(f.MaxAnswer),
-		})
-		if err != nil {
-			return nil, err
-		}
-		ups = append(ups, up)
 	}
 	n.pool = upstream.NewPool(ups...)
 
@@ -149,6 +85,46 @@ func openNode(ctx context.Context, dir string, f *engineFlags, c *configFile, ec
 	n.engine = engine.New(ec)
 	n.metrics.MustRegister(m, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return n, nil
+}
+
+// upstreams makes the upstreams that the flags and the config file ask for, or else those that are
+// found on this machine.
+func (n *node) upstreams(ctx context.Context, f *engineFlags, c *configFile, getenv func(string) string, log *slog.Logger) ([]*upstream.Upstream, error) {
+	configs, err := f.upstreams(c, getenv)
+	if err != nil {
+		return nil, err
+	}
+	if len(configs) == 0 {
+		found := upstream.Discover(ctx, upstream.WellKnown)
+		if len(found) == 0 {
+			return nil, fmt.Errorf("no upstream given, and none answers on this machine (looked at %s); give one with --upstream URL, or --upstream sim to try things out",
+				strings.Join(upstream.WellKnown, ", "))
+		}
+		for _, url := range found {
+			configs = append(configs, f.upstream(upstreamSetting{URL: url}, getenv))
+			log.Info("found an upstream", "upstream", url)
+		}
+	}
+	ups := make([]*upstream.Upstream, len(configs))
+	byName := map[string]bool{}
+	for i, config := range configs {
+		if config.URL == simulated {
+			if n.sim == nil {
+				if n.sim, err = sim.Start(sim.Config{Seed: 1, Timing: sim.Timing{Latency: 200 * time.Millisecond, Jitter: 0.5}}, "127.0.0.1:0"); err != nil {
+					return nil, err
+				}
+			}
+			config.URL = n.sim.URL()
+		}
+		if ups[i], err = upstream.New(config); err != nil {
+			return nil, err
+		}
+		if name := ups[i].Name(); byName[name] {
+			return nil, fmt.Errorf("upstream %s is there twice; to use one URL in two ways, give each a name of its own", name)
+		}
+		byName[ups[i].Name()] = true
+	}
+	return ups, nil
 }
 
 func (n *node) close() error {

@@ -358,10 +358,10 @@ func (r *runner) execute(ctx context.Context, b batch.Batch, already int64) (bat
 }
 
 func (r *runner) snapshot(b batch.Batch, already int64) progress.Snapshot {
-	a := r.node.engine.Activity(b.ID)
+	a := r.node.engine.Activity(b)
 	return progress.Snapshot{
 		Batch: b.ID, Status: string(b.Status), Total: b.Counts.Total, Completed: b.Counts.Completed, Failed: b.Counts.Failed,
-		Already: already, InputTokens: b.Usage.Input, OutputTokens: b.Usage.Output, InFlight: a.InFlight, WaitingFor: a.WaitingFor,
+		Already: already, InputTokens: b.Usage.Input, OutputTokens: b.Usage.Output, InFlight: a.InFlight, WaitingFor: a.WaitingFor, ETA: a.ETA,
 	}
 }
 

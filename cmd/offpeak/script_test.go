@@ -253,10 +253,10 @@ func start(ts *testscript.TestScript, neg bool, args []string) {
 	})
 }
 
-// signal NAME INT|TERM|KILL sends a signal to a process in the background.
+// signal NAME INT|TERM|HUP|KILL sends a signal to a process in the background.
 func sendSignal(ts *testscript.TestScript, neg bool, args []string) {
-	signals := map[string]os.Signal{"INT": os.Interrupt, "TERM": syscall.SIGTERM, "KILL": os.Kill}
-	usage(ts, neg, len(args) == 2 && signals[args[1]] != nil, "signal NAME INT|TERM|KILL")
+	signals := map[string]os.Signal{"INT": os.Interrupt, "TERM": syscall.SIGTERM, "HUP": syscall.SIGHUP, "KILL": os.Kill}
+	usage(ts, neg, len(args) == 2 && signals[args[1]] != nil, "signal NAME INT|TERM|HUP|KILL")
 	ts.Check(scriptOf(ts).process(ts, args[0]).cmd.Process.Signal(signals[args[1]]))
 }
 

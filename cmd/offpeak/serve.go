@@ -7,6 +7,9 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
+	"os/signal"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -41,11 +44,14 @@ type serveCmd struct {
 func (serveCmd) Help() string {
 	return "Without any flag it serves on http://127.0.0.1:8080/v1, keeps its data in ./offpeak-data, and uses the upstreams " +
 		"that answer on this machine. Point OpenAI's SDK at it with base_url. One interrupt lets the requests in flight end, a second stops at once; " +
-		"either way nothing that was recorded is lost.\n\nExit codes: 0 it was asked to stop and did; 1 an error."
+		"either way nothing that was recorded is lost. SIGHUP has it read the config file again, for the upstreams in it.\n\nExit codes: 0 it was asked to stop and did; 1 an error."
 }
 
 // Run serves until ctx ends.
-func (cmd *serveCmd) Run(ctx context.Context, s *streams, c *configFile) error {
+func (cmd *serveCmd) Run(ctx context.Context, s *streams, c *configFile, reread rereader) error {
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, syscall.SIGHUP)
+	defer signal.Stop(hangups)
 	log := newLogger(s, cmd.LogLevel, cmd.LogFormat)
 	profile, err := batch.ParseProfile(cmd.Compat)
 	if err != nil {
@@ -67,6 +73,8 @@ func (cmd *serveCmd) Run(ctx context.Context, s *streams, c *configFile) error {
 		return err
 	}
 	defer n.close()
+	var following sync.WaitGroup
+	defer following.Wait()
 
 	keys := n.store.Keys(cmd.APIKeysRequired)
 	if loopback := isLoopback(listener.Addr()); !loopback {
@@ -86,7 +94,7 @@ func (cmd *serveCmd) Run(ctx context.Context, s *streams, c *configFile) error {
 	var stopping atomic.Bool
 	server := &http.Server{
 		Handler: api.New(api.Config{
-			Store: n.store, Blobs: n.blobs, Models: n.pool, Keys: keys, Wake: n.engine.Wake, Activity: n.engine.Activity, Log: log,
+			Store: n.store, Blobs: n.blobs, Models: n.pool, Upstreams: n.engine, Keys: keys, Wake: n.engine.Wake, Activity: n.engine.Activity, Log: log,
 			Policy:  batch.Policy{Profile: profile, Endpoints: cmd.Endpoint, MaxInput: int64(cmd.MaxInput)},
 			Metrics: promhttp.HandlerFor(n.metrics, promhttp.HandlerOpts{}),
 			Ready: func(ctx context.Context) error {
@@ -114,9 +122,20 @@ func (cmd *serveCmd) Run(ctx context.Context, s *streams, c *configFile) error {
 	serverDone := make(chan error, 1)
 	go func() { serverDone <- server.Serve(api.Listen(server, listener)) }()
 	for _, u := range n.pool.All() {
-		log.Info("upstream", "upstream", u.Name(), "max_in_flight", u.MaxInFlight())
+		logUpstream(log, "upstream", u)
 	}
-	go logModels(engineCtx, n.pool, log)
+	following.Go(func() { logModels(engineCtx, n.pool, log) })
+	following.Go(func() {
+		reload := reloader{node: n, reread: reread, config: c, getenv: s.Getenv, log: log}
+		for {
+			select {
+			case <-hangups:
+				reload.run(engineCtx)
+			case <-engineCtx.Done():
+				return
+			}
+		}
+	})
 	log.Info("serving", "base_url", baseURL(listener.Addr()), "data", cmd.Data)
 
 	select {

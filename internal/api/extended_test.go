@@ -168,11 +168,13 @@ func TestOffpeakObject(t *testing.T) {
 	}
 	validating, ended := running, running
 	validating.Status, ended.Status = batch.Validating, batch.Completed
-	busy := func(string) batch.Activity { return batch.Activity{InFlight: 7, Rate: 5} }
-	stuck := func(string) batch.Activity { return batch.Activity{WaitingFor: "upstream x down"} }
+	busy := func(batch.Batch) batch.Activity {
+		return batch.Activity{InFlight: 7, Rate: 5, ETA: now.Add(2 * time.Minute), AtRisk: true}
+	}
+	stuck := func(batch.Batch) batch.Activity { return batch.Activity{WaitingFor: "upstream x down"} }
 	for name, c := range map[string]struct {
 		b        batch.Batch
-		activity func(string) batch.Activity
+		activity func(batch.Batch) batch.Activity
 		profile  batch.Profile
 		want     string
 	}{

@@ -32,13 +32,15 @@ type Config struct {
 	Blobs Blobs
 	// Models lists what GET /v1/models shows. Nil: nothing.
 	Models Models
+	// Upstreams tells how the upstreams stand. Nil: there are none here.
+	Upstreams Upstreams
 	// Keys tells who is calling. Nil: AnyKey.
 	Keys Keys
 	// Policy is what users may create.
 	Policy batch.Policy
 
 	// Activity returns what goes on for a batch. Nil: nobody here knows.
-	Activity func(batchID string) batch.Activity
+	Activity func(b batch.Batch) batch.Activity
 	// Wake is called after a batch was created or cancelled, and must not block. Nil: nobody is told.
 	Wake func()
 	// Ready returns why this process cannot serve now. Nil: it always can.
@@ -101,6 +103,12 @@ type Models interface {
 	Models(ctx context.Context) []batch.ModelInfo
 }
 
+// Upstreams knows how the upstreams stand.
+type Upstreams interface {
+	// Upstreams tells of each of them, in the order in which they are configured.
+	Upstreams() []batch.UpstreamState
+}
+
 // New returns a server. It is safe for concurrent use.
 func New(c Config) http.Handler {
 	if c.Keys == nil {
@@ -108,6 +116,9 @@ func New(c Config) http.Handler {
 	}
 	if c.Models == nil {
 		c.Models = noModels{}
+	}
+	if c.Upstreams == nil {
+		c.Upstreams = noUpstreams{}
 	}
 	if c.Wake == nil {
 		c.Wake = func() {}
@@ -168,6 +179,7 @@ func (s *server) routes() map[string]handler {
 	if s.Policy.Profile != batch.ProfileOpenAI {
 		routes["GET /v1/batches/{id}/output"] = s.authenticated(s.recordedOutput)
 		routes["GET /v1/batches/{id}/errors"] = s.authenticated(s.recordedErrors)
+		routes["GET /v1/offpeak/upstreams"] = serveJSON(s, decodeNothing, s.listUpstreams)
 	}
 	if s.Metrics != nil {
 		routes["GET /metrics"] = s.metrics

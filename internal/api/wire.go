@@ -5,7 +5,6 @@ import (
 
 	"offpeak/internal/batch"
 	"offpeak/internal/openai"
-	"offpeak/internal/sched"
 )
 
 // nullable returns s as the API shows it: null if it is empty.
@@ -74,16 +73,14 @@ func (s *server) offpeak(b batch.Batch) *openai.Offpeak {
 	if b.Status.Terminal() || s.Activity == nil {
 		return &openai.Offpeak{}
 	}
-	a := s.Activity(b.ID)
+	a := s.Activity(b)
 	o := &openai.Offpeak{WaitingFor: nullable(a.WaitingFor), InFlight: &a.InFlight}
 	if b.Status == batch.Validating {
 		return o
 	}
 	o.RequestsPerSecond = &a.Rate
-	now := s.Now()
-	if eta := sched.ETA(b.Counts.Total-b.Counts.Completed-b.Counts.Failed, a.Rate, now); !eta.IsZero() {
-		late := eta.After(b.ExpiresAt)
-		o.ETA, o.DeadlineAtRisk = unix(eta), &late
+	if !a.ETA.IsZero() {
+		o.ETA, o.DeadlineAtRisk = unix(a.ETA), &a.AtRisk
 	}
 	return o
 }

@@ -69,7 +69,7 @@ func newWorld(t *testing.T, profile batch.Profile, rules batch.Rules) *world {
 	}
 	h := New(Config{
 		Store: s, Blobs: blobs, Models: pool, Keys: s.Keys(true), Policy: batch.Policy{Profile: profile},
-		Wake: e.Wake, Activity: e.Activity, Metrics: fakeMetrics("up 1\n"),
+		Wake: e.Wake, Activity: e.Activity, Upstreams: e, Metrics: fakeMetrics("up 1\n"),
 	})
 	w.server = h.(*server)
 	srv := httptest.NewServer(described(t, h))

@@ -112,7 +112,10 @@ func (b *Batch) ResultFile(id, which string, now time.Time) File {
 
 // Activity is what goes on for one batch at one moment.
 type Activity struct {
-	InFlight   int     // requests sent and unanswered
-	Rate       float64 // results a second, lately
-	WaitingFor string  // a short sentence if nothing moves; else empty
+	InFlight int       // requests sent and unanswered
+	Rate     float64   // results a second, lately
+	ETA      time.Time // when it will be done, as things go; zero if nobody can tell
+	AtRisk   bool      // whether that is after its deadline
+	// WaitingFor is a short sentence about what holds it, or a lane of it, up. Empty if all moves.
+	WaitingFor string
 }

@@ -115,6 +115,9 @@ func unquote(token []byte) []byte {
 	return text
 }
 
+// Quoted returns text as a JSON string.
+func Quoted(text string) []byte { return appendQuoted(nil, text) }
+
 // appendQuoted appends text as a JSON string.
 func appendQuoted(dst []byte, text string) []byte {
 	dst, _ = jsontext.AppendQuote(dst, text) // an error tells of invalid UTF-8, which was replaced

@@ -200,6 +200,27 @@ func (p *Parser) intern(model []byte) string {
 	return p.model
 }
 
+// A BodyParser finds the model in the bodies of requests. It is not safe for concurrent use.
+type BodyParser struct{ s scanner }
+
+// Model returns the model that a body names, and where in it: body[from:to] is the JSON string. Of
+// duplicate keys the last counts, as everywhere. It is not ok if the body names none.
+func (p *BodyParser) Model(body []byte) (model string, from, to int, ok bool) {
+	var token []byte
+	err := p.s.object(body, func(name []byte) (err error) {
+		if string(name) != "model" {
+			return p.s.skip()
+		}
+		token, err = p.s.value()
+		to = int(p.s.dec.InputOffset())
+		return err
+	})
+	if err != nil || len(token) == 0 || token[0] != '"' {
+		return "", 0, 0, false
+	}
+	return string(unquote(token)), to - len(token), to, true
+}
+
 // SplitLines yields the lines of a window that is in memory, the first being numbered first. Their
 // text points into the window.
 func SplitLines(window []byte, first int64) iter.Seq[Line] {

@@ -346,3 +346,25 @@ func BenchmarkCheck(b *testing.B) {
 		}
 	}
 }
+
+// TestBodyModel finds the model where it stands in a body, and nothing that only looks like it.
+func TestBodyModel(t *testing.T) {
+	var p BodyParser
+	for _, c := range []struct{ body, model, token string }{
+		{`{"model":"m"}`, "m", `"m"`},
+		{" {\n\"a\" : [{\"model\":\"x\"}] , \"model\" :\t\"m\" }", "m", `"m"`},
+		{`{"model":"a","model":"\u0062"}`, "b", `"\u0062"`},
+		{`{"mod\u0065l":"größe"}`, "größe", `"größe"`},
+		{`{"model":""}`, "", `""`},
+		{`{"model":null}`, "", ""},
+		{`{"model":"m","model":7}`, "", ""},
+		{`{"x":"model"}`, "", ""},
+		{`{"model":"m"`, "", ""},
+		{`["model"]`, "", ""},
+	} {
+		model, from, to, ok := p.Model([]byte(c.body))
+		if model != c.model || ok != (c.token != "") || c.body[from:to] != c.token {
+			t.Errorf("%s: got %q at %q, %v; want %q at %q", c.body, model, c.body[from:to], ok, c.model, c.token)
+		}
+	}
+}

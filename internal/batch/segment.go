@@ -48,6 +48,7 @@ type Work struct {
 	Ending   Status // set if the batch is ending: its segments are claimed only to be sealed
 	Deadline time.Time
 	Age      int64 // smaller is older
+	Open     int64 // segments that are not sealed, those held among them
 }
 
 // A Group is a bundle of results of one segment, recorded together.

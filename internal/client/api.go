@@ -56,6 +56,15 @@ func (c *Client) Files(ctx context.Context, purpose string) iter.Seq2[openai.Fil
 	return pages(ctx, c, "/files", q, 1000, func(f openai.File) string { return f.ID })
 }
 
+// Upstreams returns how the upstreams behind an Offpeak server stand. Other servers do not say.
+func (c *Client) Upstreams(ctx context.Context) ([]openai.Upstream, error) {
+	l, err := fetch[openai.UpstreamList](ctx, c, http.MethodGet, "/offpeak/upstreams", nil)
+	if err != nil {
+		return nil, err
+	}
+	return l.Data, nil
+}
+
 // Models returns the models that the server knows.
 func (c *Client) Models(ctx context.Context) ([]openai.Model, error) {
 	list, err := fetch[openai.ModelList](ctx, c, http.MethodGet, "/models", nil)

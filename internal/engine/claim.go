@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"math"
 	"slices"
 	"time"
 
@@ -36,11 +37,10 @@ type segments interface {
 type hold struct {
 	lane     *lane
 	requests []request // in the order of lines
-	order    []int32   // in which they are sent: equal prefixes next to each other
+	order    []int32   // of those without a result, in which they are sent: equal prefixes next to each other
 	bytes    int64     // of the window
 	ctx      context.Context
 	cancel   context.CancelCauseFunc
-	meter    *sched.Meter // of results; one for all holds of a batch, guarded by Engine.mu
 
 	// Guarded by recorder.mu, as only recording changes them.
 	lease batch.Lease
@@ -48,8 +48,12 @@ type hold struct {
 	lost  bool // to another node
 
 	// Guarded by Engine.mu.
-	next     int // into order: what has not been sent yet
-	open     int // requests without a result
+	queue    *queue
+	unsent   int     // requests that were never sent
+	retrying int     // requests that wait to be due again, or for an upstream of their own
+	due      []int32 // requests that are due again
+	counted  tally   // what the counters above know of it
+	open     int     // requests without a result
 	inFlight int
 	frail    bool         // requests are sent one at a time
 	ending   batch.Status // of the batch
@@ -67,6 +71,7 @@ type request struct {
 	cuts     int       // of them, those whose connection broke
 	failed   time.Time // last; zero: never
 	charged  time.Time // when an attempt was counted last, or when it failed first
+	failedAt *site     // where its last call went wrong
 }
 
 // claimAll claims segments while their lanes have room, and ends what is ending.
@@ -74,6 +79,7 @@ func (e *Engine) claimAll(ctx context.Context) {
 	tick := time.NewTicker(e.cfg.poll)
 	defer tick.Stop()
 	for {
+		e.weigh(time.Now())
 		if err := errors.Join(e.checkEndings(ctx), e.claim(ctx)); err != nil && ctx.Err() == nil {
 			e.log.Error("claim segments", "err", err)
 		}
@@ -101,15 +107,13 @@ func (e *Engine) claim(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	e.allClaimed.Store(len(work) == 0)
 	now := time.Now()
 	maps.DeleteFunc(e.shunned, func(_ string, until time.Time) bool { return !now.Before(until) })
 	skip := func(f func(batch.Work) bool) { work = slices.DeleteFunc(work, f) }
 	skip(func(w batch.Work) bool { return !e.shunned[w.BatchID].IsZero() })
-	e.noteUnserved(work)
+	e.noteWork(work)
 	for len(work) > 0 && ctx.Err() == nil {
-		running, room, sealRoom := e.load()
-		i := sched.Pick(work, running, room)
+		i, sealRoom := e.pick(work)
 		if i < 0 {
 			return nil
 		}
@@ -124,10 +128,11 @@ func (e *Engine) claim(ctx context.Context) error {
 			return err
 		}
 		if lease == nil {
+			e.noteNone(w)
 			work = slices.Delete(work, i, i+1)
 			continue
 		}
-		if err := e.hold(ctx, *lease); err != nil {
+		if err := e.hold(ctx, *lease, w); err != nil {
 			if ctx.Err() == nil {
 				e.log.Error("read segment", "batch", lease.BatchID, "segment", lease.ID, "err", err)
 			}
@@ -150,55 +155,181 @@ func (e *Engine) held() []int64 {
 	return slices.Collect(maps.Keys(e.holds))
 }
 
-// noteUnserved notes which batches have work for which no upstream is known, for Activity.
-func (e *Engine) noteUnserved(work []batch.Work) {
+// work names what a batch has to do in a lane.
+type work struct {
+	batch string
+	lane  batch.Lane
+}
+
+// noteWork notes what there is that nobody holds.
+func (e *Engine) noteWork(open []batch.Work) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	e.open = open
 	clear(e.unserved)
-	for _, w := range work {
-		if serves, _ := e.pool.Serves(w.Lane); !serves && w.Ending == "" {
+	more := make(map[work]int64, len(open))
+	for _, w := range open {
+		if w.Ending != "" {
+			continue
+		}
+		more[work{w.BatchID, w.Lane}] = max(w.Open, 1)
+		if serves, _ := e.pool.Serves(w.Lane); !serves {
 			e.unserved[w.BatchID] = w.Lane
 		}
 	}
+	for k, l := range e.lanes {
+		for _, s := range l.shares {
+			for _, q := range s.queues {
+				if q.more = more[work{q.batch, k}]; q.more > 0 {
+					q.more = max(q.more-int64(len(q.holds)), 1)
+				}
+			}
+		}
+	}
+	// How fast a batch is going is kept while it is held or waits to be.
+	maps.DeleteFunc(e.paces, func(k work, _ *sched.Pace) bool {
+		_, waits := more[k]
+		return !waits && e.queue(k) == nil
+	})
 }
 
-// load returns what this node has running, which lanes can take more, and whether there is room
-// for segments that are only to be sealed.
-func (e *Engine) load() (running map[sched.Share]int, room func(batch.Lane) bool, sealRoom bool) {
+// noteNone notes that nothing is left of w.
+func (e *Engine) noteNone(w batch.Work) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	running = map[sched.Share]int{}
+	if q := e.queue(work{w.BatchID, w.Lane}); q != nil {
+		q.more = 0
+	}
+}
+
+// queue returns what is held of a batch in a lane, or nil. e.mu is held.
+func (e *Engine) queue(k work) *queue {
+	l := e.lanes[k.lane]
+	if l == nil {
+		return nil
+	}
+	for _, s := range l.shares {
+		if q := s.queue(k.batch); q != nil {
+			return q
+		}
+	}
+	return nil
+}
+
+// batchesAtOnce is of how many batches of a project segments are held in a lane, that none of them
+// has to wait for the others.
+const batchesAtOnce = 8
+
+// pick returns which of the work is to be claimed next, or -1, and whether there is room for
+// segments that are only to be sealed.
+func (e *Engine) pick(open []batch.Work) (i int, sealRoom bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
 	ending := 0
 	for _, h := range e.holds {
-		running[sched.Share{Project: h.lease.Project, Lane: h.lane.Lane}]++
 		if h.ending != "" {
 			ending++
 		}
 	}
 	// Whatever else is held, so many are always allowed that no sealer has to wait.
 	sealRoom = e.loaded < e.cfg.Memory || ending < 2*sealers
-	return running, func(k batch.Lane) bool {
-		e.mu.Lock()
-		defer e.mu.Unlock()
-		l := e.lanes[k]
-		if l != nil && e.loaded >= e.cfg.Memory {
-			return false
+	lanes := map[batch.Lane]capacity{}
+	for _, w := range open {
+		if w.Ending != "" {
+			continue
 		}
-		slots, open := 0, false
-		now := time.Now()
-		for _, s := range e.sites {
-			if serves, _ := s.up.Serves(k.Model); serves {
-				slots += s.gate.Limit()
-				open = open || s.gate.Room(now) > 0 || !s.gate.Probing()
-			}
+		c, ok := lanes[w.Lane]
+		if !ok {
+			c = e.capacity(w.Lane)
 		}
-		return open && (l == nil || l.held() < 2*slots)
-	}, sealRoom
+		if c.here(w.Project) {
+			lanes[w.Lane] = c
+			continue
+		}
+		c.weight += float64(max(w.Weight, 1)) // of those who hold nothing yet
+		c.came = append(c.came, w.Project)
+		lanes[w.Lane] = c
+	}
+	return sched.Pick(open, func(w batch.Work) sched.Standing { return e.standing(w, lanes[w.Lane]) }), sealRoom
+}
+
+// A capacity is what the upstreams of a lane can do with.
+type capacity struct {
+	lane   *lane   // nil if nothing of it is held
+	slots  int     // calls at a time
+	open   bool    // some upstream takes calls now
+	weight float64 // of all projects with work
+	came   []string
+}
+
+func (c capacity) here(project string) bool {
+	return c.lane != nil && c.lane.share(project) != nil || slices.Contains(c.came, project)
+}
+
+func (e *Engine) capacity(k batch.Lane) capacity {
+	c := capacity{lane: e.lanes[k]}
+	now := time.Now()
+	for _, s := range e.sites {
+		if serves, _ := s.up.Serves(k.Model); serves {
+			c.slots += s.gate.Limit()
+			c.open = c.open || s.room(now) > 0 || !s.gate.Probing()
+		}
+	}
+	if c.lane != nil {
+		c.weight = c.lane.weight
+	}
+	return c
+}
+
+// standing tells how matters stand for w: whether there is room for more of it, and what is held.
+// As much is wanted in hand as would keep its part of the slots busy twice over, so that nothing is
+// hoarded and no slot waits for a claim. That part is what is its due, or more if others leave it.
+func (e *Engine) standing(w batch.Work, c capacity) sched.Standing {
+	st := sched.Standing{Room: c.open, Urgency: 1}
+	l := c.lane
+	if l == nil {
+		return st // one segment of each lane is always allowed
+	}
+	st.Room = st.Room && e.loaded < e.cfg.Memory
+	part := func(of, weight, all float64) float64 { return of * weight / max(all, weight) }
+	due := part(float64(c.slots), float64(max(w.Weight, 1)), c.weight)
+	left := float64(c.slots)
+	for _, s := range l.shares {
+		if s.project != w.Project {
+			left -= min(part(float64(c.slots), s.weight, c.weight), float64(s.held()))
+		}
+	}
+	s := l.share(w.Project)
+	if s == nil {
+		return st // and of each project
+	}
+	st.Project = s.held()
+	q := s.queue(w.BatchID)
+	if q == nil || q.held() == 0 {
+		st.Room = st.Room && len(s.queues) < batchesAtOnce
+	}
+	due = max(due, left)
+	if q == nil {
+		return st
+	}
+	all, left := 0.0, due
+	for _, o := range s.queues {
+		all += o.weight
+	}
+	for _, o := range s.queues {
+		if o != q {
+			left -= min(part(due, o.weight, all), float64(o.held()))
+		}
+	}
+	q.want = int(math.Ceil(2 * max(part(due, q.weight, all), left)))
+	st.Batch, st.Urgency = q.held(), q.weight
+	st.Room = st.Room && q.held() < q.want
+	return st
 }
 
 // hold reads a claimed segment: its window of the input, and from its journal which requests have
 // a result already.
-func (e *Engine) hold(ctx context.Context, lease batch.Lease) error {
+func (e *Engine) hold(ctx context.Context, lease batch.Lease, w batch.Work) error {
 	h := &hold{lease: lease, ending: lease.Ending, frail: lease.Deaths >= frail}
 	r := blob.Concat(ctx, e.blobs, lease.Input, lease.Offset, lease.Length)
 	defer r.Close()
@@ -246,19 +377,31 @@ func (e *Engine) hold(ctx context.Context, lease batch.Lease) error {
 		e.recorder.lose(lost) // unnoticed so far: else we would not be given it again
 		e.remove(lost)
 	}
+	now := time.Now()
 	l := e.lanes[lease.Lane]
 	if l == nil {
 		l = &lane{Lane: lease.Lane}
 		e.lanes[lease.Lane] = l
+		e.route(l)
+		join(&l.branch, others(slices.Collect(maps.Values(e.lanes)), l), now)
 	}
 	h.lane = l
-	h.meter = e.meter(lease.BatchID)
-	l.holds = append(l.holds, h)
+	q := l.queue(w, now)
+	if q.pace == nil {
+		k := work{lease.BatchID, lease.Lane}
+		if e.paces[k] == nil {
+			e.paces[k] = &sched.Pace{}
+		}
+		q.pace = e.paces[k]
+		q.more = w.Open
+	}
+	q.more = max(0, q.more-1)
 	e.holds[lease.ID] = h
 	e.loaded += h.bytes
 	if h.ending != "" {
-		h.next = len(h.order)
+		h.order = nil
 	}
+	q.add(h, now)
 	e.ready(h)
 	e.feedAll()
 	return nil
@@ -284,16 +427,6 @@ func (h *hold) keepOwn(window []byte) {
 		r := &h.requests[i]
 		r.CustomID, r.Body = keep(r.CustomID), keep(r.Body)
 	}
-}
-
-// meter returns the meter of a batch. e.mu is held.
-func (e *Engine) meter(batchID string) *sched.Meter {
-	for _, h := range e.holds {
-		if h.lease.BatchID == batchID {
-			return h.meter
-		}
-	}
-	return &sched.Meter{}
 }
 
 // ready sends h to be sealed if no more results are going to come. e.mu is held.
@@ -345,12 +478,12 @@ func (e *Engine) remove(h *hold) {
 		s.forget(h)
 	}
 	l := h.lane
-	l.remove(h)
-	e.feedAll()
-	e.arm(l, time.Now())
-	if len(l.holds) == 0 && e.lanes[l.Lane] == l {
+	l.remove(h, time.Now())
+	if len(l.shares) == 0 && e.lanes[l.Lane] == l {
 		delete(e.lanes, l.Lane)
+		e.unroute(l)
 	}
+	e.feedAll()
 	wake(e.wakeClaim)
 }
 
@@ -382,10 +515,8 @@ func (e *Engine) checkEndings(ctx context.Context) error {
 // sealed as never executed. e.mu is held.
 func (e *Engine) end(h *hold, ending batch.Status) {
 	h.ending = ending
-	h.next = len(h.order)
-	h.lane.dropRetries(h)
+	h.queue.stop(h, time.Now())
 	e.feedAll()
-	e.arm(h.lane, time.Now())
 	h.grace = time.AfterFunc(e.cfg.Grace, func() { h.cancel(errGrace) })
 	e.ready(h)
 }

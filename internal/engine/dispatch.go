@@ -1,10 +1,8 @@
 package engine
 
 import (
-	"context"
-	"fmt"
+	"cmp"
 	"math/rand/v2"
-	"slices"
 	"time"
 
 	"offpeak/internal/batch"
@@ -12,35 +10,12 @@ import (
 	"offpeak/internal/upstream"
 )
 
-// A site is an upstream as the engine sees it. Engine.mu guards it.
-type site struct {
-	up    *upstream.Upstream
-	gate  *sched.Gate
-	idle  []chan *call // workers that wait for a call, the most recent last
-	alone bool         // a suspect is in flight: see call.alone
-
-	// What is known of the upstream. An answer counts by when its call was sent: that one of before
-	// is still answered says nothing about calls of today.
-	answered time.Time         // the latest call that was answered, with whatever, was sent then
-	accepted time.Time         // likewise, with a 2xx
-	failed   time.Time         // the last failure
-	outage   time.Time         // the last failure that was certainly not the request's
-	failing  map[*request]bool // open requests that have failed and not been compared with any other
-	lastErr  error             // of the last call that was not answered
-}
-
 // work is a worker: it makes one call after another, with buffers of its own.
-func (e *Engine) work(s *site) {
+func (e *Engine) work(s *site, c *call) {
 	caller := s.up.NewCaller()
 	wait := make(chan *call, 1)
 	var line []byte
-	var last *call
-	for {
-		c := e.next(s, last, wait)
-		if c == nil {
-			return
-		}
-		last = c
+	for ; c != nil; c = e.next(s, c, wait) {
 		start := time.Now()
 		a := caller.Call(c.ctx, c.lane.Endpoint, c.request().Body)
 		e.metrics.call(s.up, a.Class, time.Since(start))
@@ -58,24 +33,24 @@ func (e *Engine) work(s *site) {
 // next ends the worker's last call and returns its next one, or nil when it is to end.
 func (e *Engine) next(s *site, last *call, wait chan *call) *call {
 	e.mu.Lock()
-	if last != nil {
-		last.inFlight--
-		e.ready(last.hold)
-		if !e.allClaimed.Load() && last.lane.held() < 2*s.gate.Limit() {
-			wake(e.wakeClaim)
-		}
+	now := time.Now()
+	last.inFlight--
+	last.count(now)
+	e.ready(last.hold)
+	if q := last.queue; q.more > 0 && q.held() < q.want && e.loaded < e.cfg.Memory {
+		wake(e.wakeClaim)
 	}
-	if e.draining {
+	if e.draining || s.retired {
 		e.mu.Unlock()
 		return nil
 	}
 	c := e.take(s)
 	if c == nil {
-		s.idle = append(s.idle, wait)
-	} else if len(s.idle) > 0 {
+		s.idle = append(s.idle, idler{wait, now})
+	} else {
 		e.feed(s) // the gate may have widened
 	}
-	if last != nil && last.alone {
+	if last.alone {
 		e.feedAll() // others made room for it, too
 	}
 	e.mu.Unlock()
@@ -85,74 +60,95 @@ func (e *Engine) next(s *site, last *call, wait chan *call) *call {
 	return c
 }
 
-// feed gives idle workers of s what there is for them. e.mu is held.
-func (e *Engine) feed(s *site) {
-	for len(s.idle) > 0 {
-		c := e.take(s)
-		if c == nil {
-			return
-		}
-		last := len(s.idle) - 1
-		s.idle[last] <- c // has room: its worker waits for just this
-		s.idle = s.idle[:last]
-	}
-}
-
-// feedAll feeds every site, the one with the most room first. e.mu is held.
-func (e *Engine) feedAll() {
-	now := time.Now()
-	for _, s := range slices.SortedFunc(slices.Values(e.sites), func(a, b *site) int {
-		return b.gate.Room(now) - a.gate.Room(now)
-	}) {
-		e.feed(s)
-	}
-}
-
-// followLists gives upstreams work as it becomes known what they serve.
-func (e *Engine) followLists(ctx context.Context) {
-	for ctx.Err() == nil {
-		changed := e.pool.Changed()
-		e.mu.Lock()
-		e.feedAll()
-		e.mu.Unlock()
-		wake(e.wakeClaim)
-		select {
-		case <-changed:
-		case <-ctx.Done():
-		}
-	}
-}
-
-// take chooses the call that s makes next, or returns nil if it can make none now: of the lanes it
-// serves, the one with the least in flight. e.mu is held.
+// take chooses the call that s makes next, or returns nil if it can make none now. e.mu is held.
 func (e *Engine) take(s *site) *call {
-	now := time.Now()
-	if e.draining || s.alone || s.gate.Room(now) == 0 {
+	if e.draining || s.retired || s.alone {
 		return nil
 	}
-	var best *lane
-	for _, l := range e.lanes {
-		if best != nil && l.inFlight >= best.inFlight || !l.hasWork(now) {
+	now := time.Now()
+	if s.room(now) == 0 {
+		if at := s.gate.Next(now); !at.IsZero() && s.hasWork() {
+			e.ringAt(at)
+		}
+		return nil
+	}
+	if s.pending != nil && s.gate.InFlight() > 0 {
+		return nil
+	}
+	for _, l := range s.lanes {
+		if len(l.retries) > 0 {
+			l.promote(now)
+			e.arm(l)
+		}
+	}
+	q, next, ok := e.choose(s, now)
+	if !ok {
+		return nil
+	}
+	tokens := int64(0)
+	if s.up.Limits().TokensPerMinute > 0 {
+		tokens = q.share.lane.tokens.estimate(next.requests[next.i].Body)
+	}
+	if wait, _ := s.limited(tokens, now); wait > 0 {
+		e.ringAt(now.Add(wait))
+		return nil
+	}
+	c := s.pending
+	if c == nil {
+		e.metrics.prefix(q.pop(next, s))
+		c = &call{hold: next.hold, i: next.i}
+		if next.again >= 0 && c.request().cuts >= suspect {
+			c.alone = true
+			if s.gate.InFlight() > 0 { // it waits until the upstream is empty
+				s.pending = c
+				c.retrying++
+				c.hold.count(now)
+				return nil
+			}
+		}
+	} else {
+		s.pending = nil
+		c.retrying--
+	}
+	s.requests.Take(1, now)
+	s.tokens.Take(tokens, now)
+	s.alone = c.alone
+	c.sentAt, c.probe, c.ticket, c.reserved = now, s.gate.Probing(), s.gate.Send(now), tokens
+	c.request().sent++
+	c.inFlight++
+	c.count(now)
+	q.sent(now)
+	q.share.sent(now)
+	q.share.lane.sent(now)
+	q.pace.Send(now)
+	q.share.lane.pace.Send(now)
+	return c
+}
+
+// choose returns what s may send next, and of which queue: on each level of whoever has the least
+// in flight for its weight. To an upstream that was away something fresh is sent first, whose
+// failure says more than that of a request which has failed before. e.mu is held.
+func (e *Engine) choose(s *site, now time.Time) (*queue, candidate, bool) {
+	if c := s.pending; c != nil {
+		return c.queue, candidate{hold: c.hold, i: c.i}, true
+	}
+	wishes := [2]wish{anything, freshOnly}
+	if s.gate.Probing() {
+		wishes = [2]wish{freshOnly, anything}
+	}
+	for _, w := range wishes {
+		i := e.turn.of(len(s.lanes), func(i int) *branch { return &s.lanes[i].branch }, w, now)
+		if i < 0 {
 			continue
 		}
-		if serves, _ := s.up.Serves(l.Model); serves {
-			best = l
+		l := s.lanes[i]
+		sh := l.shares[e.turn.of(len(l.shares), func(i int) *branch { return &l.shares[i].branch }, w, now)]
+		q := sh.queues[e.turn.of(len(sh.queues), func(i int) *branch { return &sh.queues[i].branch }, w, now)]
+		if c, ok := q.peek(s, w, &e.homes, now); ok {
+			return q, c, true
 		}
 	}
-	if best == nil {
-		return nil
-	}
-	c := best.take(now, s.gate.Probing(), s.gate.InFlight() > 0)
-	if c == nil {
-		return nil // a suspect waits until the upstream is empty
-	}
-	e.arm(best, now)
-	s.alone = c.alone
-	c.sentAt, c.probe, c.ticket = now, s.gate.Probing(), s.gate.Send()
-	c.request().sent++
-	c.hold.inFlight++
-	best.inFlight++
-	return c
+	return nil, candidate{}, false
 }
 
 // maxAttempts is how often a request may fail at an upstream that answers others, beside the first
@@ -170,7 +166,9 @@ func (e *Engine) settle(s *site, c *call, a upstream.Answer) (r batch.Result, fi
 	defer e.mu.Unlock()
 	now := time.Now()
 	req := c.request()
-	c.lane.inFlight--
+	c.queue.ended(now)
+	c.queue.share.ended(now)
+	c.lane.ended(now)
 	if c.alone {
 		s.alone = false
 	}
@@ -179,7 +177,7 @@ func (e *Engine) settle(s *site, c *call, a upstream.Answer) (r batch.Result, fi
 	case upstream.OK:
 		r, final = batch.Result{Status: a.Status, RequestID: a.RequestID, Body: a.Body, Usage: a.Usage}, true
 		s.accepted = latest(s.accepted, c.sentAt)
-		c.frail = false
+		c.mend(now)
 	case upstream.Permanent:
 		// A refusal of this one request, unless nobody else fares better.
 		if a.Denied {
@@ -199,6 +197,7 @@ func (e *Engine) settle(s *site, c *call, a upstream.Answer) (r batch.Result, fi
 		r = batch.Result{Status: a.Status, RequestID: a.RequestID, Body: a.Body}
 	case upstream.Throttled:
 		outcome = sched.Throttled
+		s.asked = latest(s.asked, now.Add(a.RetryAfter))
 	case upstream.Refused:
 		outcome = sched.Refused
 	case upstream.Aborted:
@@ -218,36 +217,67 @@ func (e *Engine) settle(s *site, c *call, a upstream.Answer) (r batch.Result, fi
 			s.outage = now
 		}
 	}
-	wasClosed := s.gate.Probing()
-	s.gate.Done(c.ticket, outcome, a.RetryAfter, now)
-	if _, until, closed := s.gate.Closed(); closed {
-		e.ringAt(until)
-		if !wasClosed {
-			e.log.Warn("upstream is down", "upstream", s.up.Name(), "err", a.Err)
-		}
-	} else if wasClosed {
-		e.log.Info("upstream is back", "upstream", s.up.Name())
-		e.feedAll()
-	}
-	switch {
-	case final:
+	e.report(s, c, a, outcome, now)
+	took := now.Sub(c.sentAt)
+	if final {
+		c.queue.pace.Done(took, now)
+		c.lane.pace.Done(took, now)
 		delete(s.failing, req)
 		req.done = true
 		c.open--
-		c.meter.Add(now)
-	case c.ending == "" && !c.sealing && outcome != sched.Abandoned:
+		return r, true
+	}
+	c.queue.pace.Drop(took, now)
+	c.lane.pace.Drop(took, now)
+	if c.ending == "" && !c.sealing && outcome != sched.Abandoned {
 		wait := sched.Backoff(req.sent+1, a.RetryAfter, rand.Float64())
-		if outcome == sched.Refused {
+		switch outcome {
+		case sched.Refused:
 			wait = 0 // the gate is closed; it says when
+		case sched.Throttled:
+			// Another upstream may be less busy. If it is not, that is to be waited for.
+			if (req.failedAt == nil || req.failedAt == s) && s.roomElsewhere(c.lane, now) {
+				wait = 0
+			}
 		}
+		req.failedAt = s
 		e.metrics.retried.Inc()
-		c.lane.retry(c, now.Add(wait))
-		e.arm(c.lane, now)
+		c.lane.retry(c, now.Add(wait), now)
+		e.arm(c.lane)
 		if wait == 0 {
 			e.feedAll() // perhaps there is another upstream
 		}
 	}
-	return r, final
+	return r, false
+}
+
+// report tells the limits of s what came of c. e.mu is held.
+func (e *Engine) report(s *site, c *call, a upstream.Answer, outcome sched.Outcome, now time.Time) {
+	used := c.reserved // unless somebody says otherwise
+	switch {
+	case a.Usage.Total > 0:
+		used = a.Usage.Total
+		c.lane.tokens.learn(c.request().Body, a.Usage)
+	case a.Class == upstream.Throttled, a.Class == upstream.Refused, a.Class == upstream.Permanent:
+		used = 0 // it was not worked on
+	}
+	s.tokens.Settle(c.sentAt, c.reserved, used, now)
+	wasClosed := s.gate.Probing()
+	s.gate.Done(c.ticket, sched.Report{
+		Outcome: outcome, RetryAfter: a.RetryAfter, Work: cmp.Or(a.Usage.Output, a.Usage.Total, 1),
+	}, now)
+	_, until, closed := s.gate.Closed()
+	switch {
+	case closed:
+		e.ringAt(until)
+		if !wasClosed {
+			e.putBack(s)
+			e.log.Warn("upstream is down", "upstream", s.up.Name(), "err", a.Err)
+		}
+	case wasClosed:
+		e.log.Info("upstream is back", "upstream", s.up.Name())
+		e.feedAll()
+	}
 }
 
 // failed counts a transient failure of c and says whether it was the last.
@@ -331,24 +361,25 @@ func (e *Engine) ringAt(t time.Time) {
 	}
 }
 
-// arm has the bell rung for the retry of l that is due first, unless it was due by now: that one is
-// for the next worker that ends a call, or for a gate that opens. So arm is called whenever another
-// retry comes to be the first. e.mu is held.
-func (e *Engine) arm(l *lane, now time.Time) {
-	if len(l.retries) > 0 && l.retries[0].due.After(now) {
+// arm has the bell rung for the retry of l that is due first. e.mu is held.
+func (e *Engine) arm(l *lane) {
+	if len(l.retries) > 0 {
 		e.ringAt(l.retries[0].due)
 	}
 }
 
-// ring hands out retries that are due and probes of gates that open.
+// ring hands out retries that are due and what gates, limits and pauses have come to allow.
 func (e *Engine) ring() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.alarmAt = time.Time{}
 	now := time.Now() // before they are fed, who may see a moment more
+	for _, l := range e.lanes {
+		l.promote(now)
+	}
 	e.feedAll()
 	for _, l := range e.lanes {
-		e.arm(l, now)
+		e.arm(l)
 	}
 	for _, s := range e.sites {
 		if _, until, closed := s.gate.Closed(); closed && until.After(now) {
@@ -356,30 +387,4 @@ func (e *Engine) ring() {
 		}
 	}
 	wake(e.wakeClaim)
-}
-
-// trouble tells why nothing of the lane can be sent, or nothing if something can. e.mu is held.
-func (e *Engine) trouble(l *lane) string {
-	served, text := false, ""
-	for _, s := range e.sites {
-		if serves, _ := s.up.Serves(l.Model); !serves {
-			continue
-		}
-		served = true
-		since, _, closed := s.gate.Closed()
-		if !closed && (s.lastErr == nil || !l.stuck()) {
-			return ""
-		}
-		switch {
-		case text != "":
-		case closed:
-			text = fmt.Sprintf("upstream %s down since %s: %v", s.up.Name(), since.Format("15:04:05"), s.lastErr)
-		default:
-			text = fmt.Sprintf("upstream %s fails, trying again: %v", s.up.Name(), s.lastErr)
-		}
-	}
-	if !served {
-		return fmt.Sprintf("no upstream serves the model %s", l.Model)
-	}
-	return text
 }

@@ -14,14 +14,12 @@
 package engine
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"log/slog"
 	"maps"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"offpeak/internal/batch"
@@ -91,11 +89,8 @@ type Engine struct {
 
 	wakeAdmit, wakeClaim, wakeFinalize chan struct{} // of capacity 1
 
-	// allClaimed tells that there was nothing left to claim at the last look: a worker that ends a
-	// call need not have us look again. New work wakes us anyway.
-	allClaimed atomic.Bool
-
 	recorder *recorder
+	workers  sync.WaitGroup
 	seals    chan *hold
 
 	// Owned by claimAll.
@@ -107,6 +102,11 @@ type Engine struct {
 	lanes        map[batch.Lane]*lane
 	holds        map[int64]*hold // by segment
 	loaded       int64           // bytes of windows in holds
+	open         []batch.Work    // what nobody held at the last look
+	paces        map[work]*sched.Pace
+	homes        homes
+	turn         turn    // memory of choose
+	hungry       []*site // memory of feedAll
 	draining     bool
 	alarm        *time.Timer // fires when a retry is due or a gate opens
 	alarmAt      time.Time
@@ -160,12 +160,10 @@ func New(c Config) *Engine {
 		wakeAdmit: make(chan struct{}, 1), wakeClaim: make(chan struct{}, 1), wakeFinalize: make(chan struct{}, 1),
 		seals: make(chan *hold, 256),
 		lanes: map[batch.Lane]*lane{}, holds: map[int64]*hold{}, shunned: map[string]time.Time{},
-		admitted: map[string]bool{}, waiting: map[string]string{}, unserved: map[string]batch.Lane{},
+		admitted: map[string]bool{}, waiting: map[string]string{}, unserved: map[string]batch.Lane{}, paces: map[work]*sched.Pace{},
 	}
 	e.recorder = newRecorder(c.Store, c.Log, c.Metrics)
-	for _, u := range e.pool.All() {
-		e.sites = append(e.sites, &site{up: u, gate: sched.NewGate(u.MaxInFlight()), failing: map[*request]bool{}})
-	}
+	e.adoptPool()
 	c.Metrics.watch(e)
 	return e
 }
@@ -210,18 +208,14 @@ func (e *Engine) Run(ctx, abort context.Context) error {
 
 	// Three stages end one after the other: what brings new work in, what executes it, what
 	// records its results.
-	var intake, workers, committer, sealing sync.WaitGroup
+	var intake, committer, sealing sync.WaitGroup
 	intake.Go(func() { e.pool.Run(ctx) })
-	intake.Go(func() { e.followLists(ctx) })
+	intake.Go(func() { e.followPool(ctx) })
+	intake.Go(func() { e.followLoads(ctx) })
 	intake.Go(func() { e.admitAll(ctx) })
 	intake.Go(func() { e.claimAll(ctx) })
 	intake.Go(func() { e.finalizeAll(ctx) })
 	intake.Go(func() { e.sweepAll(ctx) })
-	for _, s := range e.sites {
-		for range s.up.MaxInFlight() {
-			workers.Go(func() { e.work(s) })
-		}
-	}
 	recording, stopRecording := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopRecording()
 	committer.Go(func() { e.recorder.run(recording, e.settled) })
@@ -235,7 +229,7 @@ func (e *Engine) Run(ctx, abort context.Context) error {
 
 	<-ctx.Done()
 	e.drain()
-	workers.Wait()
+	e.workers.Wait()
 	intake.Wait()
 	// The database may be away. What cannot be recorded now is sent again another time.
 	defer time.AfterFunc(10*time.Second, stopRecording).Stop()
@@ -260,7 +254,7 @@ func (e *Engine) drain() {
 	e.draining = true
 	for _, s := range e.sites {
 		for _, w := range s.idle {
-			close(w)
+			close(w.calls)
 		}
 		s.idle = nil
 	}
@@ -276,34 +270,4 @@ func (e *Engine) releaseAll(ctx context.Context) {
 			e.log.Warn("release segment", "segment", h.lease.ID, "err", err)
 		}
 	}
-}
-
-// Activity returns what goes on for a batch on this node.
-func (e *Engine) Activity(batchID string) batch.Activity {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	var a batch.Activity
-	if _, waits := e.waiting[batchID]; waits {
-		a.WaitingFor = e.pool.Trouble() // as it is now: it was perhaps not known when the wait began
-	}
-	if lane, ok := e.unserved[batchID]; ok {
-		a.WaitingFor = cmp.Or(e.pool.Trouble(), "no upstream serves the model "+lane.Model)
-	}
-	moving := false
-	for _, h := range e.holds {
-		if h.lease.BatchID != batchID {
-			continue
-		}
-		a.InFlight += h.inFlight
-		a.Rate = h.meter.Rate(time.Now()) // one for all holds of a batch
-		trouble := e.trouble(h.lane)
-		moving = moving || trouble == ""
-		if a.WaitingFor == "" {
-			a.WaitingFor = trouble
-		}
-	}
-	if moving {
-		a.WaitingFor = ""
-	}
-	return a
 }

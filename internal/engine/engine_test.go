@@ -2,6 +2,7 @@ package engine_test
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -72,6 +73,8 @@ type bench struct {
 	running  atomic.Pointer[process]  // the latest
 	ahead    atomic.Int64             // by how much the store's clock is ahead of ours
 	patience time.Duration            // how long is waited for what must happen
+	project  string                   // whose files and batches are made; empty: the default project's
+	owner    map[string]string        // of batches, their project
 	seen     map[string]batch.Batch   // every batch, as it was when it was last looked at
 	kept     map[string]recordedCalls // by request body: what must not be asked again
 }
@@ -90,7 +93,7 @@ func bubble(t *testing.T, f func(b *bench)) {
 func newBench(t *testing.T) *bench {
 	t.Helper()
 	b := &bench{
-		T: t, dir: t.TempDir(), patience: time.Minute, seen: map[string]batch.Batch{}, kept: map[string]recordedCalls{},
+		T: t, dir: t.TempDir(), patience: time.Minute, owner: map[string]string{}, seen: map[string]batch.Batch{}, kept: map[string]recordedCalls{},
 	}
 	if err := os.CopyFS(b.dir, os.DirFS(template)); err != nil {
 		t.Fatal(err)
@@ -213,6 +216,7 @@ func (b *bench) wantCalls(input []byte, n int) {
 type up struct {
 	*sim.Server
 	*upstream.Upstream
+	config  upstream.Config // of it
 	handler atomic.Pointer[http.Handler]
 	away    atomic.Bool // connections are refused
 }
@@ -247,6 +251,7 @@ func (b *bench) upstream(cfg sim.Config, c upstream.Config) *up {
 		},
 		MaxIdleConnsPerHost: 100,
 	}
+	u.config = c
 	var err error
 	if u.Upstream, err = upstream.New(c); err != nil {
 		b.Fatal(err)
@@ -299,6 +304,7 @@ func (p pipes) Addr() net.Addr { return &net.TCPAddr{} }
 type process struct {
 	*engine.Engine
 	b     *bench
+	pool  *upstream.Pool
 	stop  context.CancelFunc
 	abort context.CancelFunc
 	ended chan error // of capacity 1
@@ -321,7 +327,7 @@ func (b *bench) start(change ...func(*engine.Config)) *process {
 	for _, f := range change {
 		f(&c)
 	}
-	p := &process{Engine: engine.New(c), b: b, ended: make(chan error, 1)}
+	p := &process{Engine: engine.New(c), b: b, pool: c.Upstreams, ended: make(chan error, 1)}
 	var ctx, abort context.Context
 	ctx, p.stop = context.WithCancel(context.Background())
 	abort, p.abort = context.WithCancel(context.Background())
@@ -374,7 +380,7 @@ const endpoint = "/v1/chat/completions"
 func (b *bench) upload(text []byte, part ...int) string {
 	b.Helper()
 	f := batch.File{
-		ID: batch.NewFileID(), Project: batch.DefaultProject, Purpose: batch.PurposeBatch, Filename: "in.jsonl",
+		ID: batch.NewFileID(), Project: cmp.Or(b.project, batch.DefaultProject), Purpose: batch.PurposeBatch, Filename: "in.jsonl",
 		Bytes: int64(len(text)), CreatedAt: time.Now(),
 	}
 	size := max(len(text), 1)
@@ -409,13 +415,14 @@ func (b *bench) create(input string, window time.Duration) string {
 	b.Helper()
 	now := time.Now()
 	x := batch.Batch{
-		ID: batch.NewBatchID(now), Project: batch.DefaultProject, Endpoint: endpoint, InputFileID: input,
+		ID: batch.NewBatchID(now), Project: cmp.Or(b.project, batch.DefaultProject), Endpoint: endpoint, InputFileID: input,
 		OutputFileID: batch.NewFileID(), ErrorFileID: batch.NewFileID(), OutputExpiresAfter: batch.DefaultRetention,
 		CompletionWindow: "24h", Status: batch.Validating, CreatedAt: now, ExpiresAt: now.Add(window),
 	}
 	if err := b.store.CreateBatch(b.Context(), x); err != nil {
 		b.Fatal(err)
 	}
+	b.owner[x.ID] = x.Project
 	b.wake()
 	b.look(x.ID)
 	return x.ID
@@ -436,7 +443,7 @@ func (b *bench) run(text []byte) string {
 
 func (b *bench) cancel(id string) {
 	b.Helper()
-	if _, err := b.store.CancelBatch(b.Context(), batch.DefaultProject, id); err != nil {
+	if _, err := b.store.CancelBatch(b.Context(), b.owner[id], id); err != nil {
 		b.Fatal(err)
 	}
 	b.wake()
@@ -446,7 +453,7 @@ func (b *bench) cancel(id string) {
 // look returns a batch as it is, and checks that it could come to be so from what it was.
 func (b *bench) look(id string) batch.Batch {
 	b.Helper()
-	now, err := b.store.Batch(b.Context(), batch.DefaultProject, id)
+	now, err := b.store.Batch(b.Context(), b.owner[id], id)
 	if err != nil {
 		b.Fatal(err)
 	}

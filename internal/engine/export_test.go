@@ -31,18 +31,18 @@ func (e *Engine) Dump() string {
 	defer e.mu.Unlock()
 	s := fmt.Sprintf("%d bytes loaded, %d batches in validation\n", e.loaded, len(e.admitted))
 	for _, h := range e.holds {
-		s += fmt.Sprintf("hold %d next %d/%d open %d inflight %d ending %q sealing %v\n", h.lease.ID, h.next, len(h.order), h.open, h.inFlight, h.ending, h.sealing)
+		s += fmt.Sprintf("hold %d unsent %d retrying %d due %d open %d inflight %d ending %q sealing %v\n", h.lease.ID, h.unsent, h.retrying, len(h.due), h.open, h.inFlight, h.ending, h.sealing)
 	}
 	for k, l := range e.lanes {
-		s += fmt.Sprintf("lane %v inflight %d retries %d", k, l.inFlight, len(l.retries))
+		s += fmt.Sprintf("lane %v inflight %d fresh %d due %d waiting %d retries %d", k, l.inFlight, l.fresh, l.due, l.waiting, len(l.retries))
 		for _, r := range l.retries {
-			s += fmt.Sprintf(" (%d due %v cuts %d att %d)", r.i, r.due.Format("15:04:05.000"), r.request().cuts, r.request().attempts)
+			s += fmt.Sprintf(" (%d due %v cuts %d att %d)", r.i, r.due.Format("15:04:05.000"), r.requests[r.i].cuts, r.requests[r.i].attempts)
 		}
 		s += "\n"
 	}
 	for _, t := range e.sites {
 		since, until, closed := t.gate.Closed()
-		s += fmt.Sprintf("site idle %d alone %v gate limit %d inflight %d closed %v since %v until %v failing %d alarm %v\n", len(t.idle), t.alone, t.gate.Limit(), t.gate.InFlight(), closed, since.Format("15:04:05"), until.Format("15:04:05.000"), len(t.failing), e.alarmAt.Format("15:04:05.000"))
+		s += fmt.Sprintf("site idle %d alone %v pending %v gate limit %d inflight %d closed %v since %v until %v failing %d alarm %v\n", len(t.idle), t.alone, t.pending != nil, t.gate.Limit(), t.gate.InFlight(), closed, since.Format("15:04:05"), until.Format("15:04:05.000"), len(t.failing), e.alarmAt.Format("15:04:05.000"))
 	}
 	return s
 }

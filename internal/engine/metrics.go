@@ -13,6 +13,8 @@ import (
 // Metrics counts what an engine does. Register them with a prometheus registry.
 type Metrics struct {
 	results    *prometheus.CounterVec
+	tokens     *prometheus.CounterVec
+	prefixes   *prometheus.CounterVec
 	ended      *prometheus.CounterVec
 	latency    *prometheus.HistogramVec
 	calls      *prometheus.CounterVec
@@ -21,8 +23,14 @@ type Metrics struct {
 	journalled prometheus.Counter
 	sealed     prometheus.Counter
 
-	batches, inFlight, waiting, limit, up *prometheus.Desc
-	engine                                *Engine
+	// Of what is asked whenever somebody looks.
+	batches, pressing                                            *prometheus.Desc
+	inFlight, waiting, pausing                                   *prometheus.Desc // by lane
+	calling, limit, up, throttled, limited, pressure, own, their *prometheus.Desc // by upstream
+	engine                                                       *Engine
+
+	kept, moved prometheus.Counter    // of prefixes
+	used        [4]prometheus.Counter // of tokens
 }
 
 // NewMetrics returns metrics for one engine.
@@ -33,6 +41,7 @@ func NewMetrics() *Metrics {
 	vec := func(name, help string, labels ...string) *prometheus.CounterVec {
 		return prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
 	}
+	lane, up := []string{"endpoint", "model"}, []string{"upstream"}
 	m := &Metrics{
 		results: vec("offpeak_requests_total", "Requests with a final result, by outcome: completed or failed.", "outcome"),
 		ended:   vec("offpeak_batches_ended_total", "Batches that became terminal, by status.", "status"),
@@ -45,15 +54,29 @@ func NewMetrics() *Metrics {
 			Name: "offpeak_journal_commit_seconds", Help: "Duration of journal commits.",
 			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 14),
 		}),
+		tokens:     vec("offpeak_tokens_total", "Tokens of answers by what their usage says: input, cached (of input), output, reasoning (of output).", "kind"),
+		prefixes:   vec("offpeak_prefix_requests_total", "Requests with a long beginning in common with others, by whether the upstream had that before: kept or moved.", "home"),
 		retried:    counter("offpeak_requests_retried_total", "Requests that were put back for another attempt."),
 		journalled: counter("offpeak_journal_results_total", "Results handed to the journal's transactions."),
 		sealed:     counter("offpeak_segments_sealed_total", "Segments sealed."),
 		batches:    prometheus.NewDesc("offpeak_batches", "Batches that are not terminal, by status.", []string{"status"}, nil),
-		inFlight:   prometheus.NewDesc("offpeak_lane_in_flight", "Requests sent and unanswered.", []string{"endpoint", "model"}, nil),
-		waiting:    prometheus.NewDesc("offpeak_lane_waiting", "Requests held and not sent.", []string{"endpoint", "model"}, nil),
-		limit:      prometheus.NewDesc("offpeak_upstream_in_flight_limit", "Calls that the upstream may get at a time.", []string{"upstream"}, nil),
-		up:         prometheus.NewDesc("offpeak_upstream_up", "Whether the upstream answers: 1 or 0.", []string{"upstream"}, nil),
+		pressing:   prometheus.NewDesc("offpeak_batches_pressing", "Batches that get more than their share, to be in time.", nil, nil),
+		inFlight:   prometheus.NewDesc("offpeak_lane_in_flight", "Requests sent and unanswered.", lane, nil),
+		waiting:    prometheus.NewDesc("offpeak_lane_waiting", "Requests held and not sent.", lane, nil),
+		pausing:    prometheus.NewDesc("offpeak_lane_backing_off", "Of the requests that wait, those that wait for their next attempt to be due.", lane, nil),
+		calling:    prometheus.NewDesc("offpeak_upstream_in_flight", "Calls sent and unanswered.", up, nil),
+		limit:      prometheus.NewDesc("offpeak_upstream_in_flight_limit", "Calls that the upstream may get at a time.", up, nil),
+		up:         prometheus.NewDesc("offpeak_upstream_up", "Whether the upstream answers: 1 or 0.", up, nil),
+		throttled:  prometheus.NewDesc("offpeak_upstream_throttled_seconds", "For how much longer the upstream asked to be left alone.", up, nil),
+		limited:    prometheus.NewDesc("offpeak_upstream_limited_seconds", "For how much longer the limits a minute allow no call.", up, nil),
+		pressure:   prometheus.NewDesc("offpeak_upstream_pressure", "How hard a shared upstream is pressed for deadlines, from 0 to 1.", up, nil),
+		own:        prometheus.NewDesc("offpeak_upstream_reported_running", "Requests that the upstream says it works on, whoever's.", up, nil),
+		their:      prometheus.NewDesc("offpeak_upstream_reported_waiting", "Requests that the upstream says wait there, whoever's.", up, nil),
 	}
+	for i, kind := range []string{"input", "cached", "output", "reasoning"} {
+		m.used[i] = m.tokens.WithLabelValues(kind)
+	}
+	m.kept, m.moved = m.prefixes.WithLabelValues("kept"), m.prefixes.WithLabelValues("moved")
 	for _, outcome := range []string{"completed", "failed"} {
 		m.results.WithLabelValues(outcome) // present from the start, as zero
 	}
@@ -61,7 +84,7 @@ func NewMetrics() *Metrics {
 }
 
 func (m *Metrics) parts() []prometheus.Collector {
-	return []prometheus.Collector{m.results, m.ended, m.latency, m.calls, m.commits, m.retried, m.journalled, m.sealed}
+	return []prometheus.Collector{m.results, m.tokens, m.prefixes, m.ended, m.latency, m.calls, m.commits, m.retried, m.journalled, m.sealed}
 }
 
 // Describe implements prometheus.Collector.
@@ -69,7 +92,10 @@ func (m *Metrics) Describe(c chan<- *prometheus.Desc) {
 	for _, p := range m.parts() {
 		p.Describe(c)
 	}
-	for _, d := range []*prometheus.Desc{m.batches, m.inFlight, m.waiting, m.limit, m.up} {
+	for _, d := range []*prometheus.Desc{
+		m.batches, m.pressing, m.inFlight, m.waiting, m.pausing,
+		m.calling, m.limit, m.up, m.throttled, m.limited, m.pressure, m.own, m.their,
+	} {
 		c <- d
 	}
 }
@@ -101,18 +127,45 @@ func (e *Engine) collect(c chan<- prometheus.Metric) {
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	now := time.Now()
+	pressing := map[string]bool{}
 	for k, l := range e.lanes {
-		gauge(e.metrics.inFlight, float64(l.inFlight), k.Endpoint, k.Model)
-		gauge(e.metrics.waiting, float64(l.held()-l.inFlight), k.Endpoint, k.Model)
+		gauge(e.metrics.inFlight, float64(l.branch.inFlight), k.Endpoint, k.Model)
+		gauge(e.metrics.waiting, float64(l.branch.waiting), k.Endpoint, k.Model)
+		gauge(e.metrics.pausing, float64(len(l.retries)), k.Endpoint, k.Model)
+		for _, s := range l.shares {
+			for _, q := range s.queues {
+				if q.weight > 1 {
+					pressing[q.batch] = true
+				}
+			}
+		}
 	}
+	gauge(e.metrics.pressing, float64(len(pressing)))
 	for _, s := range e.sites {
-		_, _, closed := s.gate.Closed()
-		up := 1.0
-		if closed {
+		name := s.up.Name()
+		up, throttled := 1.0, 0.0
+		if _, _, closed := s.gate.Closed(); closed {
 			up = 0
 		}
-		gauge(e.metrics.up, up, s.up.Name())
-		gauge(e.metrics.limit, float64(s.gate.Limit()), s.up.Name())
+		if until, ok := s.gate.Throttled(); ok {
+			throttled = max(0, until.Sub(now).Seconds())
+		}
+		gauge(e.metrics.calling, float64(s.gate.InFlight()), name)
+		gauge(e.metrics.limit, float64(s.gate.Limit()), name)
+		gauge(e.metrics.up, up, name)
+		gauge(e.metrics.throttled, throttled, name)
+		if limits := s.up.Limits(); limits != (upstream.Limits{}) {
+			wait, _ := s.limited(1, now)
+			gauge(e.metrics.limited, wait.Seconds(), name)
+		}
+		if s.up.Shared() {
+			gauge(e.metrics.pressure, s.pressure, name)
+		}
+		if load, ok := s.up.Load(); ok {
+			gauge(e.metrics.own, float64(load.Running), name)
+			gauge(e.metrics.their, float64(load.Waiting), name)
+		}
 	}
 }
 
@@ -127,6 +180,20 @@ func (m *Metrics) result(r batch.Result) {
 		outcome = "completed"
 	}
 	m.results.WithLabelValues(outcome).Inc()
+	m.used[0].Add(float64(r.Usage.Input))
+	m.used[1].Add(float64(r.Usage.Cached))
+	m.used[2].Add(float64(r.Usage.Output))
+	m.used[3].Add(float64(r.Usage.Reasoning))
 }
 
 func (m *Metrics) commit(groups int, d time.Duration) { m.commits.Observe(d.Seconds()) }
+
+// prefix counts a request by where it went; see choice.
+func (m *Metrics) prefix(c choice) {
+	switch c {
+	case kept:
+		m.kept.Inc()
+	case moved:
+		m.moved.Inc()
+	}
+}

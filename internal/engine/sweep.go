@@ -66,6 +66,7 @@ func (e *Engine) sweepAll(ctx context.Context) {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for n := 0; ; n++ {
+		e.dismiss(time.Now())
 		err := e.expire(ctx)
 		if err == nil && n%60 == 0 {
 			err = e.sweep(ctx)

@@ -358,7 +358,8 @@ func TestUnknownModel(t *testing.T) {
 				b.want(b.ends(other), batch.Completed, 5, 5, 0) // it need not wait with them
 				time.Sleep(5 * time.Minute)
 				for _, id := range ids {
-					if x, a := b.look(id), p.Activity(id); x.Status != batch.Validating || !strings.Contains(a.WaitingFor, late.Name()) {
+					x := b.look(id)
+					if a := p.Activity(x); x.Status != batch.Validating || !strings.Contains(a.WaitingFor, late.Name()) {
 						b.Errorf("the batch is %s and waits for %q", x.Status, a.WaitingFor)
 					}
 				}
@@ -372,7 +373,7 @@ func TestUnknownModel(t *testing.T) {
 				}
 				time.Sleep(time.Minute)
 				for _, id := range ids {
-					if a := p.Activity(id); a.WaitingFor != "" {
+					if a := p.Activity(b.look(id)); a.WaitingFor != "" {
 						b.Errorf("the batch has ended and waits for %q", a.WaitingFor)
 					}
 				}

@@ -135,6 +135,37 @@ type ModelList struct {
 	Data   []Model `json:"data"`
 }
 
+// An Upstream is an inference server behind an Offpeak server, and how it stands. No other server
+// says so.
+type Upstream struct {
+	Object            string            `json:"object"` // "offpeak.upstream"
+	Name              string            `json:"name"`
+	URL               string            `json:"url"`
+	Models            []string          `json:"models"`       // aliases among them
+	ModelsKnown       bool              `json:"models_known"` // false: it could not be asked so far
+	AnyModel          bool              `json:"any_model"`    // it has no list, and is taken to serve whatever it is asked for
+	Aliases           map[string]string `json:"aliases"`      // by alias: the upstream's own name of the model; null: none
+	Healthy           bool              `json:"healthy"`
+	UnhealthySince    *int64            `json:"unhealthy_since"`
+	Reason            *string           `json:"reason"` // what is wrong with it, in words
+	InFlight          int               `json:"in_flight"`
+	Limit             int               `json:"limit"`         // of in_flight, now
+	MaxInFlight       *int              `json:"max_in_flight"` // null: the limit is found out
+	ThrottledUntil    *int64            `json:"throttled_until"`
+	Running           *int              `json:"running"` // requests that it works on, whoever's they are; null: it does not say
+	Waiting           *int              `json:"waiting"` // requests that wait there, likewise
+	RequestsPerMinute *int              `json:"requests_per_minute"`
+	TokensPerMinute   *int              `json:"tokens_per_minute"`
+	Shared            bool              `json:"shared"`
+	Weight            int               `json:"weight"`
+}
+
+// An UpstreamList is the answer to GET /v1/offpeak/upstreams. It has no pages.
+type UpstreamList struct {
+	Object string     `json:"object"` // "list"
+	Data   []Upstream `json:"data"`
+}
+
 // A List is one page of objects (contract L-01).
 type List[T any] struct {
 	Object  string  `json:"object"` // "list"

@@ -1,10 +1,11 @@
 // Package sched decides: how many calls an upstream gets, how long a retry waits, who goes next.
 //
-// Its functions are pure. Time, counts and random numbers are passed in, nothing is started and
-// nothing is read, so every rule can be shown by a table or a simulation.
+// It knows no clock, starts nothing and reads nothing. Time, counts and random numbers are passed
+// in, so every rule can be shown by a table or a simulation.
 package sched
 
 import (
+	"fmt"
 	"time"
 )
 
@@ -20,138 +21,207 @@ const (
 	Abandoned                // we gave the call up; it says nothing
 )
 
-// A Gate lets calls through to one upstream, as many at a time as the outcomes of the calls before
-// suggest.
+// A Report is what a call that ended says about its upstream.
+type Report struct {
+	Outcome    Outcome
+	RetryAfter time.Duration // what the upstream asked for, if anything
+	Work       int64         // what an answer came to: output tokens, else all tokens, else 1
+}
+
+// A Load is what an upstream says of itself: calls that it works on, and calls in its queue. It
+// counts everybody's calls, not only ours.
+type Load struct {
+	Running, Waiting int
+}
+
+// A GateConfig says what is known of an upstream beforehand.
+type GateConfig struct {
+	Max    int  // most calls in flight; 0: as many as it can use, which is found out
+	Shared bool // it serves people, too: take only what is free
+}
+
+// A Gate lets calls through to one upstream, as many at a time as it can use: so many that it is
+// never idle, and not many more. It puts together what four parts know.
 //
-// A throttled call takes its own slot with it, and answers bring slots back. So an upstream that
-// takes 16 calls and is sent 64 is down to 16 after one round trip, while a stray throttle among
-// many answers costs next to nothing.
-//
-// When the upstream as a whole is down, the gate closes, and then lets single calls through to see,
-// at growing intervals. Any answer opens it again.
+//   - A climber finds out how many calls it takes until more of them bring no more throughput.
+//   - A watch does the same, better and sooner, where the upstream says how many calls wait.
+//   - A tolerance knows how many calls the upstream puts up with before it throttles some.
+//   - An outage knows whether the upstream is there at all, and lets calls through to see.
 type Gate struct {
 	max    int
-	limit  float64
-	target float64 // what the limit may quickly return to: it was good before the gate closed
-	clean  float64 // answers since the last throttled call
+	shared bool
+	auto   bool
+	want   float64 // calls in flight that are of use
+
+	climb     climber
+	watch     watch
+	tolerance tolerance
+	before    tolerance // as it was before calls began to be throttled
+	outage    outage
 
 	inFlight int
 	sent     int64 // calls let through so far
-
-	streak int // calls in a row without an answer
-	closed bool
-	since  time.Time // when it closed
-	until  time.Time // when the next probe may go
-	rounds int       // probes in a row without an answer
-	probe  int64     // ticket of the probe in flight; 0: none
+	calls    map[int64]sentCall
 }
 
-// NewGate returns an open gate for at most max calls in flight.
-func NewGate(max int) *Gate {
-	return &Gate{max: max, limit: float64(max), target: float64(max)}
+// A sentCall is a call in flight.
+type sentCall struct {
+	at    time.Time
+	level int // calls in flight when it was sent, itself among them
 }
 
 const (
-	// growth is the part of the limit that the first round trip without a throttled call brings;
-	// it brings a slot at least. Where a lower part of the calls is throttled, the limit grows.
-	growth = 1.0 / 32
-	// patience is how many calls in a row may go without an answer before the upstream counts as
-	// down, unless even more are in flight together.
-	patience  = 5
-	firstWait = 250 * time.Millisecond
-	mostWait  = 5 * time.Second
+	// most is the most calls in flight at an upstream for which no limit is given.
+	most = 4096
+	// start is how many calls such an upstream gets at first.
+	start = 16
+	// letIn is how long a call must not have been refused to count as one that was let in. Who
+	// throttles says so at once.
+	letIn = 500 * time.Millisecond
 )
+
+// NewGate returns an open gate.
+func NewGate(c GateConfig) *Gate {
+	g := &Gate{max: c.Max, shared: c.Shared, auto: c.Max <= 0, want: float64(c.Max), calls: map[int64]sentCall{}}
+	if g.auto {
+		g.max, g.want = most, start
+	}
+	g.tolerance = tolerance{allow: float64(g.max)}
+	g.climb.shared, g.watch.shared = c.Shared, c.Shared
+	return g
+}
 
 // Room returns how many more calls may be sent at now.
 func (g *Gate) Room(now time.Time) int {
-	if g.closed {
-		if g.probe != 0 || now.Before(g.until) {
-			return 0
-		}
-		return 1
+	if g.outage.closed {
+		return max(0, min(g.outage.room(now), g.max-g.inFlight))
 	}
-	return max(0, int(g.limit)-g.inFlight)
+	n := min(g.want, g.tolerance.room(now))
+	if g.outage.ramping() {
+		n = min(n, g.outage.ramp(now))
+	}
+	return max(0, int(n)-g.inFlight)
+}
+
+// Next returns when Room may grow without any call ending; zero if it will not.
+func (g *Gate) Next(now time.Time) time.Time {
+	if g.outage.closed {
+		return g.outage.next(now)
+	}
+	var next time.Time
+	if g.want >= float64(g.tolerance.wall) || g.tolerance.top > 0 {
+		next = g.tolerance.next(now)
+	}
+	if g.outage.ramping() && g.outage.ramp(now) < g.want {
+		if step := g.outage.next(now); next.IsZero() || step.Before(next) {
+			return step
+		}
+	}
+	return next
 }
 
 // Probing reports whether the next call is to find out if the upstream is back.
-func (g *Gate) Probing() bool { return g.closed }
+func (g *Gate) Probing() bool { return g.outage.closed }
 
 // Closed returns since when the upstream is down and when the next probe may go, if it is.
-func (g *Gate) Closed() (since, until time.Time, closed bool) { return g.since, g.until, g.closed }
+func (g *Gate) Closed() (since, until time.Time, closed bool) {
+	return g.outage.since, g.outage.until, g.outage.closed
+}
+
+// Throttled returns until when the upstream asked to be left alone, if it did.
+func (g *Gate) Throttled() (until time.Time, ok bool) {
+	return g.outage.asked, g.outage.closed && !g.outage.asked.IsZero()
+}
 
 // InFlight is how many calls are in flight.
 func (g *Gate) InFlight() int { return g.inFlight }
 
 // Limit is how many calls may be in flight.
-func (g *Gate) Limit() int { return int(g.limit) }
+func (g *Gate) Limit() int { return max(1, int(min(g.want, g.tolerance.most()))) }
 
 // Max is the most that Limit can become.
 func (g *Gate) Max() int { return g.max }
 
-// Send notes that a call goes out, and returns its ticket for Done.
-func (g *Gate) Send() int64 {
+// Press says how urgent the work is that waits, from 0 to 1. At a shared upstream 0 takes only what
+// is free, and 1 takes what there is.
+func (g *Gate) Press(p float64) { g.watch.press = p }
+
+// Observe notes what the upstream says of itself.
+func (g *Gate) Observe(l Load, now time.Time) {
+	if g.outage.closed || !g.auto && !g.shared {
+		return // down, or the operator has said how many
+	}
+	want := g.watch.observe(l, g.inFlight, g.want, now)
+	if g.watch.fresh(now) {
+		g.setWant(want, now)
+	}
+}
+
+func (g *Gate) setWant(want float64, now time.Time) {
+	want = min(max(want, 1), float64(g.max))
+	if want > g.want && (!g.outage.ramping() || g.outage.ramp(now) >= g.want) {
+		g.outage.rise(g.want, now)
+	}
+	g.want = want
+}
+
+// Send notes that a call goes out at now, and returns its ticket for Done.
+func (g *Gate) Send(now time.Time) int64 {
+	g.climb.pass(g.inFlight, now)
+	if !g.auto && g.shared && !g.watch.fresh(now) {
+		g.setWant(float64(g.max), now) // no readings any more: what is throttled must tell
+	}
 	g.inFlight++
 	g.sent++
-	if g.closed {
-		g.probe = g.sent
+	g.calls[g.sent] = sentCall{now, g.inFlight}
+	if g.outage.closed {
+		g.outage.send(g.sent, g.Limit(), now)
+	} else {
+		g.tolerance.send(g.inFlight, now)
 	}
 	return g.sent
 }
 
-// Done notes that the call with the ticket has ended at now. retryAfter is what the upstream asked
-// for, if anything.
-func (g *Gate) Done(ticket int64, o Outcome, retryAfter time.Duration, now time.Time) {
+// Done notes that the call with the ticket has ended at now.
+func (g *Gate) Done(ticket int64, r Report, now time.Time) {
+	call := g.calls[ticket]
+	delete(g.calls, ticket)
+	g.climb.pass(g.inFlight, now)
 	g.inFlight--
-	probed := ticket == g.probe && g.probe != 0
-	if probed {
-		g.probe = 0
-	}
-	switch o {
+	known, wasClosed := false, g.outage.closed
+	switch r.Outcome {
 	case Answered:
-		g.streak, g.rounds = 0, 0
-		if g.closed {
-			g.open()
+		g.outage.answered(ticket, g.Limit(), now)
+		g.tolerance.answered(call, g.want, now)
+		if g.auto && !g.watch.fresh(now) {
+			g.setWant(g.climb.answered(ticket, g.sent, float64(max(r.Work, 1)), now.Sub(call.at), g.want, now), now)
 		}
-		g.grow()
 		return
 	case Abandoned:
+		g.outage.abandoned(ticket)
 		return
 	case Throttled:
-		if !g.closed { // else it says nothing about how many would be too many
-			g.limit = max(1, g.limit-1)
-			g.target, g.clean = g.limit, 0
+		if wasClosed {
+			break // it says nothing about how many would be too many
 		}
+		if g.outage.rounds == 0 {
+			g.before = g.tolerance
+		}
+		for t, c := range g.calls {
+			if t > ticket { // it found one less than it seemed
+				c.level--
+				g.calls[t] = c
+			}
+		}
+		known = g.tolerance.throttled(call, g.calls, g.want, now)
 	}
-	g.streak++
-	switch {
-	case probed:
-		g.rounds++
-	case g.closed:
-		return // of the calls that were in flight when it closed; nothing new
-	case o == Refused, g.streak >= max(patience, int(g.limit)):
-		g.closed, g.since = true, now
-	default:
-		return
+	g.outage.failed(failure{r, ticket, now.Sub(call.at), g.sent, g.Limit(), g.inFlight, known}, now)
+	if r.Outcome == Throttled && g.outage.closed && !wasClosed {
+		g.tolerance = g.before // everybody was refused, not only those that were too many
 	}
-	g.until = now.Add(max(retryAfter, min(firstWait<<min(g.rounds, 10), mostWait)))
 }
 
-// open lets calls through again, one more than are in flight: what closed the gate may have been a
-// flood. A probe that is still in flight is a call like any other now.
-func (g *Gate) open() {
-	g.closed, g.probe = false, 0
-	g.limit = min(g.limit, float64(g.inFlight+1))
-	g.clean = 0
-}
-
-// grow raises the limit for an answer: by one up to where it was good, which doubles it with every
-// round trip, and from there carefully, but more with every round trip that goes well.
-func (g *Gate) grow() {
-	g.clean++
-	step := 1.0
-	if g.limit >= g.target {
-		step = min(step, max(1/g.limit, growth)*(1+g.clean/g.limit))
-	}
-	g.limit = min(g.limit+step, float64(g.max))
-	g.target = max(g.target, g.limit)
+// String says how it stands, for tests that fail.
+func (g *Gate) String() string {
+	return fmt.Sprintf("want %.1f, tolerated %.1f (wall %d), in flight %d, closed %v, ramping %v", g.want, g.tolerance.allow, g.tolerance.wall, g.inFlight, g.outage.closed, g.outage.ramping())
 }

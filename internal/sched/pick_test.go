@@ -18,6 +18,19 @@ var (
 
 func anyRoom(batch.Lane) bool { return true }
 
+// standing looks at a project's share alone.
+func standing(running map[Share]int, room func(batch.Lane) bool) func(batch.Work) Standing {
+	return func(w batch.Work) Standing {
+		return Standing{Room: room(w.Lane), Project: running[Share{w.Project, w.Lane}]}
+	}
+}
+
+// A Share is what a project has running in a lane.
+type Share struct {
+	Project string
+	Lane    batch.Lane
+}
+
 func TestPick(t *testing.T) {
 	hour := func(n int) time.Time { return epoch.Add(time.Duration(n) * time.Hour) }
 	onlyB := func(l batch.Lane) bool { return l == laneB }
@@ -45,7 +58,7 @@ func TestPick(t *testing.T) {
 		{"oldest", []batch.Work{{Lane: laneA, Deadline: hour(3), Age: 7}, {Lane: laneA, Deadline: hour(3), Age: 5}, {Lane: laneA, Deadline: hour(3), Age: 6}}, nil, anyRoom, 1},
 		{"all the same", []batch.Work{{Lane: laneA}, {Lane: laneA}}, nil, anyRoom, 0},
 	} {
-		if got := Pick(c.work, c.running, c.room); got != c.want {
+		if got := Pick(c.work, standing(c.running, c.room)); got != c.want {
 			t.Errorf("%s: got %d, want %d", c.name, got, c.want)
 		}
 	}
@@ -78,7 +91,7 @@ func TestPickKeepsItsPromises(t *testing.T) {
 		}
 		work = rapid.Permutation(work).Draw(t, "order")
 
-		i := Pick(work, running, room)
+		i := Pick(work, standing(running, room))
 		if i < 0 {
 			for _, w := range work {
 				if w.Ending != "" || room(w.Lane) {
@@ -106,7 +119,7 @@ func TestPickKeepsItsPromises(t *testing.T) {
 			}
 		}
 		shuffled := rapid.Permutation(work).Draw(t, "another order")
-		if j := Pick(shuffled, running, room); shuffled[j].BatchID != got.BatchID {
+		if j := Pick(shuffled, standing(running, room)); shuffled[j].BatchID != got.BatchID {
 			t.Fatalf("picked %s, and of the same work in another order %s", got.BatchID, shuffled[j].BatchID)
 		}
 	})
@@ -129,7 +142,7 @@ func TestPickSharesByWeight(t *testing.T) {
 			slots[i] = slots[len(slots)-1]
 			slots = slots[:len(slots)-1]
 		}
-		p := work[Pick(work, running, anyRoom)].Project
+		p := work[Pick(work, standing(running, anyRoom))].Project
 		running[Share{p, laneA}]++
 		slots = append(slots, p)
 		picked[p]++

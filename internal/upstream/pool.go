@@ -9,6 +9,7 @@ import (
 	"io"
 	"maps"
 	"net/http"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -31,15 +32,79 @@ const (
 func (u *Upstream) Serves(model string) (serves, certain bool) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	switch u.state {
-	case listNone:
-		return true, true
-	case listRead:
-		_, ok := u.models[model]
-		return ok, true
+	own, alias := u.cfg.Aliases[model]
+	if alias {
+		model = own
 	}
-	_, ok := u.models[model] // of an earlier list
-	return ok, false
+	_, ok := u.models[model] // perhaps of an earlier list
+	// Who lists models and aliases by hand need not list a model twice.
+	return ok || u.state == listNone || alias && u.cfg.Models != nil, u.state != listUnread
+}
+
+// known returns what the upstream is known to serve, aliases among it. u.mu is held.
+func (u *Upstream) known() map[string]batch.ModelInfo {
+	all := make(map[string]batch.ModelInfo, len(u.models)+len(u.cfg.Aliases))
+	maps.Copy(all, u.models)
+	for alias, own := range u.cfg.Aliases {
+		m, ok := u.models[own]
+		if !ok && u.state != listNone && u.cfg.Models == nil {
+			delete(all, alias) // it is sent under a name that the upstream does not list
+			continue
+		}
+		if !ok {
+			m.Created = u.since
+		}
+		m.ID = alias
+		all[alias] = m
+	}
+	return all
+}
+
+// Look asks the upstream once what it serves and how much it has to do, for State to tell. It
+// returns which of the models in its configuration the upstream does not list, and why it did not
+// answer.
+func (u *Upstream) Look(ctx context.Context) (unlisted []string, err error) {
+	if u.metrics != nil {
+		u.readLoad(ctx) // it need not have any
+	}
+	ctx, cancel := context.WithTimeout(ctx, listTimeout)
+	defer cancel()
+	u.refresh(ctx)
+	if err := u.Trouble(); err != nil {
+		return nil, err
+	}
+	models, state, err := u.list(ctx) // again: it was not asked if models are configured
+	if err != nil || state == listNone {
+		return nil, err
+	}
+	for _, id := range slices.Concat(u.cfg.Models, slices.Sorted(maps.Values(u.cfg.Aliases))) {
+		if _, ok := models[id]; !ok && !slices.Contains(unlisted, id) {
+			unlisted = append(unlisted, id)
+		}
+	}
+	return unlisted, nil
+}
+
+const listTimeout = 10 * time.Second
+
+// State returns how the upstream is configured and what is found out about it. Its health, and what
+// is in flight there, are for others to fill in.
+func (u *Upstream) State() batch.UpstreamState {
+	s := batch.UpstreamState{
+		Name: u.Name(), URL: u.base.String(), Aliases: u.cfg.Aliases, Weight: u.cfg.Weight, Shared: u.cfg.Shared,
+		Max: u.cfg.MaxInFlight, RequestsPerMinute: u.cfg.RequestsPerMinute, TokensPerMinute: u.cfg.TokensPerMinute,
+		Healthy: true,
+	}
+	if l, ok := u.Load(); ok {
+		s.Observed, s.Running, s.Waiting = true, l.Running, l.Waiting
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	s.Models, s.AnyModel, s.ModelsUnread = slices.Sorted(maps.Keys(u.known())), u.state == listNone, u.state == listUnread
+	if u.state == listUnread && u.err != nil { // it gets no calls
+		s.Healthy, s.Since, s.Why = false, u.away, u.err.Error()
+	}
+	return s
 }
 
 // Trouble returns why the list of models is unread, or nil.
@@ -58,7 +123,7 @@ func (u *Upstream) refresh(ctx context.Context) (changed bool) {
 	if u.cfg.Models != nil {
 		return false
 	}
-	listCtx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	listCtx, cancel := context.WithTimeout(ctx, listTimeout)
 	defer cancel()
 	models, state, err := u.list(listCtx)
 	if ctx.Err() != nil {
@@ -73,6 +138,9 @@ func (u *Upstream) refresh(ctx context.Context) (changed bool) {
 		return false
 	case err != nil:
 		changed = u.state == listUnread && (u.err == nil || u.err.Error() != err.Error())
+		if u.err == nil {
+			u.away = time.Now()
+		}
 		u.err = err
 		return changed
 	}
@@ -153,45 +221,142 @@ func parseModels(body []byte, now time.Time) (models map[string]batch.ModelInfo,
 
 // A Pool is the set of configured upstreams. It is safe for concurrent use.
 type Pool struct {
-	ups []*Upstream
-
-	mu      sync.Mutex
-	changed chan struct{} // closed when some list of models changes
+	mu       sync.Mutex
+	ups      []*Upstream   // never changed, only replaced
+	changed  chan struct{} // closed when some list of models changes, or the set
+	replaced chan struct{} // closed when the set changes
+	observed chan struct{} // closed when some load is read
 }
 
 // NewPool returns a pool of the given upstreams.
 func NewPool(ups ...*Upstream) *Pool {
-	return &Pool{ups: ups, changed: make(chan struct{})}
+	return &Pool{ups: ups, changed: make(chan struct{}), replaced: make(chan struct{}), observed: make(chan struct{})}
 }
 
 // All returns the upstreams in the order in which they were configured.
-func (p *Pool) All() []*Upstream { return p.ups }
+func (p *Pool) All() []*Upstream {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.ups
+}
 
-// Run keeps the lists of models fresh until ctx ends: read at once, tried again every other second
-// while unread, then read again every minute.
+// Replace makes the given upstreams those of the pool. In place of one that is configured as one of
+// before, that one stays, with all that is known of it. It returns which came and which went: the
+// calls that those have in flight go on, but they are not to get new ones.
+func (p *Pool) Replace(ups ...*Upstream) (came, went []*Upstream) {
+	p.mu.Lock()
+	old := p.ups
+	now := make([]*Upstream, len(ups))
+	for i, u := range ups {
+		now[i] = u
+		for _, o := range old {
+			switch {
+			case o.sameAs(u):
+				now[i] = o
+			case o.base.String() == u.base.String():
+				u.adopt(o)
+			}
+		}
+		if !slices.Contains(old, now[i]) {
+			came = append(came, u)
+		}
+	}
+	p.ups = now
+	close(p.replaced)
+	p.replaced = make(chan struct{})
+	p.mu.Unlock()
+	for _, o := range old {
+		if !slices.Contains(now, o) {
+			went = append(went, o)
+			o.Close()
+		}
+	}
+	p.notify()
+	return came, went
+}
+
+// sameAs reports whether u is configured as o is.
+func (u *Upstream) sameAs(o *Upstream) bool {
+	return u.tls == o.tls && reflect.DeepEqual(u.cfg, o.cfg)
+}
+
+// adopt takes over the list of models that o, at the same URL, has read.
+func (u *Upstream) adopt(o *Upstream) {
+	o.mu.Lock()
+	state, models := o.state, o.models
+	o.mu.Unlock()
+	if u.cfg.Models == nil && o.cfg.Models == nil && state != listUnread {
+		u.mu.Lock()
+		defer u.mu.Unlock()
+		u.state, u.models = state, models
+	}
+}
+
+// Run keeps what is known of the upstreams fresh until ctx ends. Lists of models are read at once,
+// tried again every other second while unread, then read again every minute. Loads are read while
+// anybody could want to know.
 func (p *Pool) Run(ctx context.Context) {
 	var wg sync.WaitGroup
-	for _, u := range p.ups {
-		wg.Go(func() {
-			wait := 100 * time.Millisecond // of a server that is just starting
-			for {
-				if u.refresh(ctx) {
-					p.notify()
-				}
-				if u.Trouble() == nil {
-					wait = time.Minute
-				} else {
-					wait = min(2*wait, 2*time.Second)
-				}
-				select {
-				case <-time.After(wait):
-				case <-ctx.Done():
-					return
-				}
+	defer wg.Wait()
+	followed := map[*Upstream]context.CancelFunc{}
+	for {
+		p.mu.Lock()
+		ups, replaced := p.ups, p.replaced
+		p.mu.Unlock()
+		for u, stop := range followed {
+			if !slices.Contains(ups, u) {
+				stop()
+				delete(followed, u)
 			}
-		})
+		}
+		for _, u := range ups {
+			if followed[u] == nil {
+				var follow context.Context
+				follow, followed[u] = context.WithCancel(ctx)
+				wg.Go(func() { u.followList(follow, p.notify) })
+				wg.Go(func() { u.followLoad(follow, p.tellLoad) })
+			}
+		}
+		select {
+		case <-replaced:
+		case <-ctx.Done():
+			return
+		}
 	}
-	wg.Wait()
+}
+
+// followList reads the list of models again and again until ctx ends, and tells of each change.
+func (u *Upstream) followList(ctx context.Context, tell func()) {
+	wait := 100 * time.Millisecond // of a server that is just starting
+	for {
+		if u.refresh(ctx) {
+			tell()
+		}
+		if u.Trouble() == nil {
+			wait = time.Minute
+		} else {
+			wait = min(2*wait, 2*time.Second)
+		}
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func (p *Pool) tellLoad() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	close(p.observed)
+	p.observed = make(chan struct{})
+}
+
+// Observed returns a channel that is closed when the load of some upstream is read after this call.
+func (p *Pool) Observed() <-chan struct{} {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.observed
 }
 
 func (p *Pool) notify() {
@@ -201,7 +366,8 @@ func (p *Pool) notify() {
 	p.changed = make(chan struct{})
 }
 
-// Changed returns a channel that is closed when the list of some upstream changes after this call.
+// Changed returns a channel that is closed when the list of some upstream changes after this call,
+// or the set of upstreams.
 func (p *Pool) Changed() <-chan struct{} {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -212,7 +378,7 @@ func (p *Pool) Changed() <-chan struct{} {
 // is unread it is not.
 func (p *Pool) Serves(lane batch.Lane) (serves, certain bool) {
 	certain = true
-	for _, u := range p.ups {
+	for _, u := range p.All() {
 		s, c := u.Serves(lane.Model)
 		if s {
 			return true, true
@@ -225,9 +391,9 @@ func (p *Pool) Serves(lane batch.Lane) (serves, certain bool) {
 // Models returns every model that some upstream lists, ordered by name.
 func (p *Pool) Models(context.Context) []batch.ModelInfo {
 	all := map[string]batch.ModelInfo{}
-	for _, u := range p.ups {
+	for _, u := range p.All() {
 		u.mu.Lock()
-		for id, m := range u.models {
+		for id, m := range u.known() {
 			if _, ok := all[id]; !ok {
 				all[id] = m
 			}
@@ -241,7 +407,7 @@ func (p *Pool) Models(context.Context) []batch.ModelInfo {
 // are read.
 func (p *Pool) Trouble() string {
 	var lines []string
-	for _, u := range p.ups {
+	for _, u := range p.All() {
 		if err := u.Trouble(); err != nil {
 			lines = append(lines, fmt.Sprintf("upstream %s: %v", u.Name(), err))
 		}

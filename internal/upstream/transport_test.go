@@ -565,7 +565,7 @@ func wantGone(t *testing.T, u *Upstream) {
 func TestProxy(t *testing.T) {
 	through := func(proxy string) func(*Config) {
 		return func(c *Config) {
-			tr := transport(1)
+			tr := transport(Config{MaxInFlight: 1, Connect: DefaultConnect}, nil)
 			tr.Proxy = func(*http.Request) (*url.URL, error) { return url.Parse(proxy) }
 			c.Transport = tr
 		}

@@ -9,7 +9,6 @@ package upstream
 import (
 	"bytes"
 	"context"
-	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -27,136 +26,33 @@ import (
 	"offpeak/internal/batch"
 )
 
-// Config describes an upstream.
-type Config struct {
-	// URL is where its API begins, such as "http://localhost:8000/v1".
-	URL string
-	// Key goes to the upstream as a bearer token. It is never logged or stored. Empty: none.
-	Key string
-	// Models it serves. Nil: those that its /models lists.
-	Models []string
-	// MaxInFlight is how many calls it gets at a time. Zero: 64.
-	MaxInFlight int
-	// Timeout bounds a call. Zero: an hour, since for a model the first byte may be the whole answer.
-	Timeout time.Duration
-	// MaxAnswer is how large an answer may be, in bytes. Zero: 64 MiB.
-	MaxAnswer int64
-	// Transport makes connections, and tells net/http/httptrace of them. Nil: one of its own.
-	Transport http.RoundTripper
-}
-
-// Defaults of Config.
-const (
-	DefaultMaxInFlight = 64
-	DefaultTimeout     = time.Hour
-	DefaultMaxAnswer   = 64 << 20
-)
-
 // An Upstream is one configured inference server. It is safe for concurrent use.
 type Upstream struct {
-	cfg    Config
-	base   *url.URL
-	header http.Header
-	rt     http.RoundTripper
+	cfg     Config
+	base    *url.URL
+	header  http.Header
+	secrets []string // what must not be shown to anybody: see explain
+	tls     [32]byte // of the files that cfg.TLS names
+	rt      http.RoundTripper
+	metrics *url.URL // nil: it has none
 	// large is held by the call that reads an answer of more than smallAnswer bytes, so that
 	// many of those at once do not fill the memory.
 	large chan struct{}
 
+	calls  atomic.Int64  // in flight
+	looked atomic.Int64  // when its load was asked for last, in unix nanoseconds
+	work   chan struct{} // of capacity 1: its load is of interest from now on
+
 	mu     sync.Mutex
 	models map[string]batch.ModelInfo
 	state  listState
-	err    error // why the list is unread
+	err    error     // why the list is unread
+	away   time.Time // since when
+	load   Load
+	since  time.Time // when it was made
 }
 
 const smallAnswer = 1 << 20
-
-// New returns the upstream that c describes. Its errors are for the user who wrote c, and show
-// nothing that may be secret.
-func New(c Config) (*Upstream, error) {
-	u, err := parseURL(c.URL)
-	if err != nil {
-		return nil, fmt.Errorf("upstream: %w", err)
-	}
-	// Keys come from files and secret stores, often with a line break at their end.
-	if c.Key = strings.TrimSpace(c.Key); strings.ContainsFunc(c.Key, func(r rune) bool { return r < ' ' || r == 0x7f }) {
-		return nil, fmt.Errorf("upstream %s: its key has a control character in it", u)
-	}
-	if c.MaxInFlight == 0 {
-		c.MaxInFlight = DefaultMaxInFlight
-	}
-	if c.MaxInFlight < 0 {
-		return nil, fmt.Errorf("upstream %s: max-in-flight is %d, want at least 1", u, c.MaxInFlight)
-	}
-	if c.Timeout == 0 {
-		c.Timeout = DefaultTimeout
-	}
-	if c.MaxAnswer == 0 {
-		c.MaxAnswer = DefaultMaxAnswer
-	}
-	up := &Upstream{
-		cfg: c, base: u, rt: c.Transport, large: make(chan struct{}, 1),
-		header: http.Header{
-			"Content-Type": {"application/json"}, "Accept": {"application/json"}, "User-Agent": {"offpeak"},
-		},
-	}
-	if c.Key != "" {
-		up.header.Set("Authorization", "Bearer "+c.Key)
-	}
-	if up.rt == nil {
-		up.rt = transport(c.MaxInFlight)
-	}
-	if c.Models != nil {
-		up.state, up.models = listRead, map[string]batch.ModelInfo{}
-		for _, id := range c.Models {
-			up.models[id] = batch.ModelInfo{ID: id, Created: time.Now()}
-		}
-	}
-	return up, nil
-}
-
-// parseURL reads where an upstream's API begins.
-func parseURL(raw string) (*url.URL, error) {
-	const example = "want a URL like http://localhost:8000/v1"
-	u, err := url.Parse(strings.TrimRight(strings.TrimSpace(raw), "/"))
-	switch {
-	case strings.Contains(raw, "@"):
-		return nil, errors.New("its URL has a user or password in it: put the key into the environment or the config file")
-	case err != nil:
-		return nil, fmt.Errorf("%w; %s", plain(err), example)
-	case u.RawQuery != "" || u.ForceQuery || u.Fragment != "":
-		return nil, fmt.Errorf("the URL of %s has a query or fragment in it; %s", u.Host, example)
-	case u.Scheme != "http" && u.Scheme != "https", u.Hostname() == "":
-		return nil, fmt.Errorf("the URL is %q; %s", raw, example)
-	case u.Path == "":
-		u.Path = "/v1"
-	}
-	return u, nil
-}
-
-// transport keeps as many connections as there may be calls: with net/http's default of two, most
-// calls would open one.
-func transport(maxInFlight int) *http.Transport {
-	return &http.Transport{
-		Proxy:               http.ProxyFromEnvironment,
-		DialContext:         dial,
-		TLSClientConfig:     &tls.Config{MinVersion: tls.VersionTLS12},
-		TLSHandshakeTimeout: 10 * time.Second,
-		MaxIdleConns:        maxInFlight,
-		MaxIdleConnsPerHost: maxInFlight,
-		// Servers in Python and Node close a connection that was idle for 5 s. We must be faster:
-		// a request that meets the closing is lost, and nobody knows whether it was read.
-		IdleConnTimeout:       4 * time.Second,
-		DisableCompression:    true,
-		ForceAttemptHTTP2:     true,
-		ExpectContinueTimeout: time.Second,
-	}
-}
-
-// Name identifies the upstream in logs, metrics and messages: its URL, which holds no secret.
-func (u *Upstream) Name() string { return u.base.String() }
-
-// MaxInFlight is how many calls it gets at a time.
-func (u *Upstream) MaxInFlight() int { return u.cfg.MaxInFlight }
 
 // Close gives its idle connections up.
 func (u *Upstream) Close() {
@@ -208,12 +104,15 @@ type Caller struct {
 	up     *Upstream
 	buf    bytes.Buffer
 	parser batch.AnswerParser
+	bodies batch.BodyParser
 
 	endpoint string // of the last call
 	target   *url.URL
 
 	trace     httptrace.ClientTrace
 	connected atomic.Bool // the last attempt to get a connection succeeded
+	// Of the call in hand, where they are wanted: they end it when its upstream is silent for long.
+	first, between *time.Timer
 }
 
 // NewCaller returns a caller for one goroutine.
@@ -221,24 +120,39 @@ func (u *Upstream) NewCaller() *Caller {
 	c := &Caller{up: u}
 	c.trace = httptrace.ClientTrace{
 		GetConn: func(string) { c.connected.Store(false) },
-		GotConn: func(i httptrace.GotConnInfo) { c.connected.Store(true); taken(i.Conn) },
+		GotConn: func(i httptrace.GotConnInfo) {
+			c.connected.Store(true)
+			taken(i.Conn)
+			if c.first != nil {
+				c.first.Reset(u.cfg.FirstByte)
+			}
+		},
 	}
 	return c
 }
 
 // Call sends body to the endpoint, such as "/v1/chat/completions", and waits for the answer, at
-// most until the upstream's timeout. The body must never change afterwards: an upstream may answer
-// before it has read it all.
+// most until the upstream's timeout. It is sent byte for byte, except that in place of an alias the
+// upstream's own name of the model goes out. The body must never change afterwards: an upstream may
+// answer before it has read it all.
 func (c *Caller) Call(ctx context.Context, endpoint string, body []byte) Answer {
 	c.buf.Reset()
 	c.connected.Store(false)
 	callCtx, cancel := context.WithTimeout(ctx, c.up.cfg.Timeout)
 	defer cancel()
+	if c.up.calls.Add(1) == 1 && c.up.metrics != nil {
+		wake(c.up.work)
+	}
+	defer c.up.calls.Add(-1)
+	callCtx, heard := c.listen(callCtx)
+	defer heard()
 	a, err := c.roundTrip(callCtx, endpoint, body)
 	if err != nil { // there is no answer, or not all of it
 		switch {
 		case ctx.Err() != nil:
 			a = Answer{Class: Aborted, Err: context.Cause(ctx)}
+		case errors.Is(context.Cause(callCtx), errSilent):
+			a = Answer{Class: Transient, Timeout: true, Err: context.Cause(callCtx)}
 		case callCtx.Err() != nil:
 			a = Answer{Class: Transient, Timeout: true, Err: fmt.Errorf("no answer within %s", c.up.cfg.Timeout)}
 		case !c.connected.Load():
@@ -264,18 +178,25 @@ func (c *Caller) roundTrip(ctx context.Context, endpoint string, body []byte) (a
 	if endpoint != c.endpoint {
 		c.endpoint, c.target = endpoint, c.up.base.JoinPath(strings.TrimPrefix(endpoint, "/v1"))
 	}
+	open, length := c.renamed(body)
 	req := (&http.Request{
 		Method: http.MethodPost, URL: c.target, Host: c.target.Host, Header: c.up.header,
 		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
-		Body: io.NopCloser(bytes.NewReader(body)), ContentLength: int64(len(body)),
+		Body: open(), ContentLength: int64(length),
 		// The transport calls this only to send a request again of which nothing was written.
-		GetBody: func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(body)), nil },
+		GetBody: func() (io.ReadCloser, error) { return open(), nil },
 	}).WithContext(httptrace.WithClientTrace(ctx, &c.trace))
 	resp, err := c.up.rt.RoundTrip(req) // follows no redirects
+	if c.first != nil {
+		c.first.Stop()
+	}
 	if err != nil {
 		return a, plain(err)
 	}
 	defer resp.Body.Close()
+	if c.between != nil {
+		resp.Body = patient{resp.Body, c.between, c.up.cfg.BetweenBytes}
+	}
 	a = Answer{Status: resp.StatusCode, RequestID: resp.Header.Get("X-Request-Id"), Class: classOf(resp.StatusCode)}
 	err = c.read(ctx, resp)
 	switch {
@@ -292,6 +213,70 @@ func (c *Caller) roundTrip(ctx context.Context, endpoint string, body []byte) (a
 	a.Body = c.buf.Bytes()
 	c.interpret(&a, resp.Header)
 	return a, nil
+}
+
+// renamed returns what reads the body as the upstream wants it, and how long that is.
+func (c *Caller) renamed(body []byte) (open func() io.ReadCloser, length int) {
+	if len(c.up.cfg.Aliases) > 0 {
+		if alias, from, to, ok := c.bodies.Model(body); ok {
+			if model, ok := c.up.cfg.Aliases[alias]; ok {
+				name := batch.Quoted(model) // the body may be large, and is not copied for this
+				return func() io.ReadCloser {
+					return io.NopCloser(io.MultiReader(bytes.NewReader(body[:from]), bytes.NewReader(name), bytes.NewReader(body[to:])))
+				}, len(body) - (to - from) + len(name)
+			}
+		}
+	}
+	return func() io.ReadCloser { return io.NopCloser(bytes.NewReader(body)) }, len(body)
+}
+
+// errSilent is why a call ends whose upstream says nothing for too long.
+var errSilent = errors.New("the upstream is silent")
+
+// A silence is errSilent in words.
+type silence string
+
+func (s silence) Error() string        { return string(s) }
+func (s silence) Is(target error) bool { return target == errSilent }
+
+// listen has a call end whose upstream is silent for too long, as far as that is bounded: from the
+// connection to the answer, and within the answer. The call is over when heard is called.
+func (c *Caller) listen(ctx context.Context) (_ context.Context, heard func()) {
+	first, between := c.up.cfg.FirstByte, c.up.cfg.BetweenBytes
+	c.first, c.between = nil, nil
+	if first == 0 && between == 0 {
+		return ctx, func() {}
+	}
+	ctx, give := context.WithCancelCause(ctx)
+	arm := func(limit time.Duration, says string) *time.Timer {
+		if limit == 0 {
+			return nil
+		}
+		t := time.AfterFunc(limit, func() { give(silence(fmt.Sprintf(says, limit))) })
+		t.Stop()
+		return t
+	}
+	c.first = arm(first, "no answer began within %s")
+	c.between = arm(between, "nothing came for %s within the answer")
+	return ctx, func() {
+		if c.first != nil {
+			c.first.Stop()
+		}
+		give(nil)
+	}
+}
+
+// A patient reader waits for each byte only so long.
+type patient struct {
+	io.ReadCloser
+	timer *time.Timer
+	limit time.Duration
+}
+
+func (p patient) Read(b []byte) (int, error) {
+	p.timer.Reset(p.limit)
+	defer p.timer.Stop()
+	return p.ReadCloser.Read(b)
 }
 
 var errTooLarge = errors.New("answer too large")
@@ -370,8 +355,10 @@ func (c *Caller) interpret(a *Answer, h http.Header) {
 // explain makes an error for people. Some upstreams repeat the key they were given.
 func (u *Upstream) explain(format string, args ...any) error {
 	err := fmt.Errorf(format, args...)
-	if len(u.cfg.Key) >= 8 && strings.Contains(err.Error(), u.cfg.Key) { // shorter ones are words like "none"
-		return errors.New(strings.ReplaceAll(err.Error(), u.cfg.Key, "(key)"))
+	for _, secret := range u.secrets {
+		if len(secret) >= 8 && strings.Contains(err.Error(), secret) { // shorter ones are words like "none"
+			err = errors.New(strings.ReplaceAll(err.Error(), secret, "(key)"))
+		}
 	}
 	return err
 }

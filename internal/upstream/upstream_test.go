@@ -538,15 +538,19 @@ func TestNewDefaults(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if u.MaxInFlight() != DefaultMaxInFlight || u.cfg.Timeout != DefaultTimeout || u.cfg.MaxAnswer != DefaultMaxAnswer {
+	if u.MaxInFlight() != 0 || u.Weight() != 1 || u.cfg.Connect != DefaultConnect || u.cfg.FirstByte != 0 || u.cfg.BetweenBytes != 0 || u.cfg.Timeout != DefaultTimeout || u.cfg.MaxAnswer != DefaultMaxAnswer {
 		t.Errorf("got %+v", u.cfg)
 	}
 	if got, want := u.Name(), "http://host:8000/v1"; got != want {
 		t.Errorf("name %s, want %s", got, want)
 	}
 	tr := u.rt.(*http.Transport)
-	if tr.MaxIdleConnsPerHost != DefaultMaxInFlight || tr.MaxIdleConns != DefaultMaxInFlight {
-		t.Errorf("keeps %d idle connections, of %d calls at a time", tr.MaxIdleConnsPerHost, DefaultMaxInFlight)
+	if tr.MaxIdleConnsPerHost != manyConnections || tr.MaxIdleConns != manyConnections {
+		t.Errorf("keeps %d idle connections where the limit is to be found out", tr.MaxIdleConnsPerHost)
+	}
+	some := newUpstream(t, "http://host", func(c *Config) { c.MaxInFlight = 30 }).rt.(*http.Transport)
+	if some.MaxIdleConnsPerHost != 30 || some.MaxIdleConns != 30 {
+		t.Errorf("keeps %d idle connections, of 30 calls at a time", some.MaxIdleConnsPerHost)
 	}
 	if tr.IdleConnTimeout >= 5*time.Second {
 		t.Errorf("keeps idle connections for %v; servers close them after 5s", tr.IdleConnTimeout)
@@ -581,7 +585,7 @@ func TestNewErrors(t *testing.T) {
 		{Config{URL: "http://user:" + testKey + " x@host/v1"}, "put the key into the environment"},
 		{Config{URL: "http://user:" + testKey + "/x@host/v1"}, "put the key into the environment"},
 		{Config{URL: "user:" + testKey + "@host:8000/v1"}, "put the key into the environment"},
-		{Config{URL: "http://host/v1", MaxInFlight: -1}, "max-in-flight is -1, want at least 1"},
+		{Config{URL: "http://host/v1", MaxInFlight: -1}, "max_in_flight is -1, want at least 1"},
 		{Config{URL: "http://host/v1", Key: testKey + "\r\nX-Evil: 1"}, "its key has a control character in it"},
 	} {
 		_, err := New(c.config)

@@ -1,0 +1,300 @@
+package engine
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"time"
+
+	"offpeak/internal/batch"
+	"offpeak/internal/sched"
+)
+
+// Activity returns what goes on for b on this node.
+func (e *Engine) Activity(b batch.Batch) batch.Activity {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	now := time.Now()
+	var a batch.Activity
+	if _, waits := e.waiting[b.ID]; waits {
+		a.WaitingFor = e.pool.Trouble() // as it is now: it was perhaps not known when the wait began
+	}
+	if lane, ok := e.unserved[b.ID]; ok {
+		a.WaitingFor = cmp.Or(e.pool.Trouble(), "no upstream serves the model "+lane.Model)
+	}
+	if b.Status != batch.InProgress {
+		for _, q := range e.queuesOf(b.ID) {
+			a.InFlight += q.inFlight
+		}
+		return a
+	}
+	held := e.queuesOf(b.ID)
+	for _, q := range held {
+		a.InFlight += q.inFlight
+		a.Rate += q.pace.Rate(now)
+	}
+	stuck := a.WaitingFor != ""
+	if !stuck {
+		a.WaitingFor, stuck = e.waitingFor(b, held, now)
+	}
+	if !stuck {
+		a.ETA = e.eta(b, held, now)
+		a.AtRisk = !a.ETA.IsZero() && a.ETA.After(b.ExpiresAt)
+	}
+	return a
+}
+
+// queuesOf returns what is held of a batch. e.mu is held.
+func (e *Engine) queuesOf(batchID string) (held []*queue) {
+	for _, l := range e.lanes {
+		for _, s := range l.shares {
+			if q := s.queue(batchID); q != nil {
+				held = append(held, q)
+			}
+		}
+	}
+	slices.SortFunc(held, func(a, b *queue) int { return cmp.Compare(a.share.lane.String(), b.share.lane.String()) })
+	return held
+}
+
+// remaining is how many requests of its batch have no result, as far as that is known in the lane.
+func (q *queue) remaining() int64 {
+	open, all := int64(0), int64(0)
+	for _, h := range q.holds {
+		open += int64(h.open)
+		all += int64(len(h.requests))
+	}
+	if len(q.holds) == 0 {
+		return 0
+	}
+	return open + q.more*all/int64(len(q.holds)) // segments are much the same
+}
+
+// eta returns when the last lane of b is done, or zero if that cannot be told of some. e.mu is held.
+func (e *Engine) eta(b batch.Batch, held []*queue, now time.Time) (last time.Time) {
+	for _, w := range e.open {
+		if w.BatchID == b.ID && e.queue(work{b.ID, w.Lane}) == nil {
+			return time.Time{} // something waits, who knows for how long
+		}
+	}
+	left, known := b.Counts.Total-b.Counts.Completed-b.Counts.Failed, int64(0)
+	for _, q := range held {
+		known += q.remaining()
+	}
+	// Lanes at the same upstreams leave their slots to each other as they end, so it takes them all
+	// together as long as it takes each on average over the slots that it has.
+	type together struct{ took, slots float64 }
+	all := map[string]together{}
+	for _, q := range held {
+		n := q.remaining()
+		if n == 0 {
+			continue
+		}
+		at := q.pace.ETA(max(1, n*max(left, 1)/known), now)
+		if at.IsZero() {
+			return at
+		}
+		key := ""
+		for _, s := range q.share.lane.sites {
+			key += s.up.Name() + "\n"
+		}
+		t, slots := all[key], float64(max(q.inFlight, 1))
+		all[key] = together{t.took + at.Sub(now).Seconds()*slots, t.slots + slots}
+	}
+	for _, t := range all {
+		last = latest(last, now.Add(time.Duration(t.took/t.slots*float64(time.Second))))
+	}
+	return last
+}
+
+// waitingFor tells what holds b, or some lane of it, up; nothing if all of it moves. It is stuck if
+// nobody can tell for how long. e.mu is held.
+func (e *Engine) waitingFor(b batch.Batch, held []*queue, now time.Time) (why string, stuck bool) {
+	moving := false
+	for _, q := range held {
+		l := q.share.lane
+		if q.inFlight > 0 {
+			moving = true
+			continue
+		}
+		if q.waiting == 0 {
+			continue // all that is held has its result, and is about to be sealed
+		}
+		if why, stuck := e.trouble(l, q, now); why != "" {
+			return fmt.Sprintf("lane %s: %s", l.Model, why), stuck
+		}
+	}
+	behind := ""
+	for _, w := range e.open {
+		if w.BatchID != b.ID || e.queue(work{b.ID, w.Lane}) != nil {
+			continue
+		}
+		if why, stuck := e.laneTrouble(w.Lane, now); why != "" {
+			return fmt.Sprintf("lane %s: %s", w.Lane.Model, why), stuck
+		}
+		behind = cmp.Or(behind, e.behind(b, w.Lane))
+	}
+	if moving {
+		return "", false
+	}
+	for _, q := range held {
+		if q.fresh+q.due > 0 {
+			return cmp.Or(behind, e.behind(b, q.share.lane.Lane)), false
+		}
+	}
+	return behind, behind != ""
+}
+
+// behind tells behind whom b waits. Of other projects it tells nothing but that they are there.
+// e.mu is held.
+func (e *Engine) behind(b batch.Batch, k batch.Lane) string {
+	l := e.lanes[k]
+	if l == nil {
+		return ""
+	}
+	n := 0
+	if s := l.share(b.Project); s != nil {
+		for _, q := range s.queues {
+			if q.batch != b.ID && q.held() > 0 {
+				n++
+			}
+		}
+	}
+	switch n {
+	case 0:
+		return fmt.Sprintf("lane %s: busy with other work", k.Model)
+	case 1:
+		return "behind another batch of this project"
+	}
+	return fmt.Sprintf("behind %d batches of this project", n)
+}
+
+// trouble tells why nothing of q can be sent, or nothing if something can. e.mu is held.
+func (e *Engine) trouble(l *lane, q *queue, now time.Time) (why string, stuck bool) {
+	if why, stuck = e.laneTrouble(l.Lane, now); why != "" || !q.stuck() {
+		return why, stuck
+	}
+	for _, s := range l.sites {
+		if s.asked.After(now) {
+			return throttledBy(s, s.asked), true
+		}
+		if s.lastErr != nil {
+			return fmt.Sprintf("upstream %s fails, trying again: %v", s.up.Name(), s.lastErr), true
+		}
+	}
+	return "", false
+}
+
+// laneTrouble tells why no upstream takes calls of the lane, or nothing if one does, or is only
+// busy. e.mu is held.
+func (e *Engine) laneTrouble(k batch.Lane, now time.Time) (why string, stuck bool) {
+	var down, throttled, limited *site
+	downs := 0
+	var soonest, until time.Time
+	for _, s := range e.sites {
+		if serves, _ := s.up.Serves(k.Model); !serves {
+			continue
+		}
+		since, _, closed := s.gate.Closed()
+		asked, throttles := s.gate.Throttled()
+		wait, _ := s.limited(1, now)
+		switch {
+		case throttles && asked.After(now):
+			if throttled == nil || asked.Before(until) {
+				throttled, until = s, asked
+			}
+		case closed:
+			if downs++; down == nil || since.Before(soonest) {
+				down, soonest = s, since
+			}
+		case wait > 0:
+			limited = s
+		default:
+			return "", false
+		}
+	}
+	switch {
+	case limited != nil:
+		_, by := limited.limited(1, now)
+		limits := limited.up.Limits()
+		most := limits.RequestsPerMinute
+		if by == "tokens" {
+			most = limits.TokensPerMinute
+		}
+		return fmt.Sprintf("limit of %d %s a minute at %s", most, by, limited.up.Name()), false
+	case throttled != nil:
+		return throttledBy(throttled, until), true
+	case downs > 1:
+		return fmt.Sprintf("all upstreams unreachable since %s: %v", soonest.Format("15:04"), down.lastErr), true
+	case downs == 1:
+		return fmt.Sprintf("upstream %s down since %s: %v", down.up.Name(), soonest.Format("15:04:05"), down.lastErr), true
+	}
+	return "no upstream serves it", true
+}
+
+func throttledBy(s *site, until time.Time) string {
+	return fmt.Sprintf("throttled by %s until %s", s.up.Name(), until.Format("15:04:05"))
+}
+
+// weigh finds out how urgent each batch is, and how hard upstreams that are shared with people are
+// to be pressed.
+func (e *Engine) weigh(now time.Time) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	press := map[*site]float64{}
+	for _, l := range e.lanes {
+		slots, each, short := 0.0, l.pace.PerRequest(), 0.0
+		for _, s := range l.sites {
+			slots += float64(max(s.gate.Limit(), s.running))
+		}
+		for _, s := range l.shares {
+			fair := s.fair(slots*s.weight/l.weight, each, now)
+			for _, q := range s.queues {
+				q.weight = sched.Urgency(q.remaining(), each, int(fair), q.left(each, now))
+				if q.needs(each, now) > q.pace.Rate(now)*each.Seconds() {
+					short += q.needs(each, now)
+				}
+			}
+		}
+		// What a batch lacks to be in time, as a part of all there is: nothing while what is free
+		// suffices, all of it when there is no more time than it takes.
+		for _, s := range l.sites {
+			press[s] = max(press[s], min(1, short/max(slots, 1)))
+		}
+	}
+	for _, s := range e.sites {
+		s.pressure = press[s]
+		s.gate.Press(s.pressure)
+	}
+}
+
+// left is how much time q has to send what it has.
+func (q *queue) left(each time.Duration, now time.Time) time.Duration {
+	return q.deadline.Sub(now)*19/20 - each // the last call has to end, too
+}
+
+// needs is how many slots q takes to be in time.
+func (q *queue) needs(each time.Duration, now time.Time) float64 {
+	return float64(q.remaining()) * each.Seconds() / max(q.left(each, now).Seconds(), 1)
+}
+
+// fair is how many slots each batch of s has that is in no hurry, once those that are have what they
+// need.
+func (s *share) fair(slots float64, each time.Duration, now time.Time) float64 {
+	fair := slots / float64(len(s.queues))
+	for range len(s.queues) {
+		left, calm := slots, 0
+		for _, q := range s.queues {
+			if needs := q.needs(each, now); needs > fair {
+				left -= needs
+			} else {
+				calm++
+			}
+		}
+		if calm == 0 || left/float64(calm) >= fair {
+			break
+		}
+		fair = max(left/float64(calm), 0)
+	}
+	return max(fair, 1)
+}

@@ -1,0 +1,94 @@
+package engine_test
+
+import (
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"offpeak/internal/batch"
+	"offpeak/internal/sim"
+	"offpeak/internal/upstream"
+)
+
+// wantAtMost checks that the calls of no 60 seconds come to more than most.
+func (t *tap) wantAtMost(b *bench, most int64, of func(tapped) int64) {
+	b.Helper()
+	var calls []tapped
+	t.each("", func(c tapped) { calls = append(calls, c) })
+	slices.SortFunc(calls, func(a, b tapped) int { return a.begin.Compare(b.begin) })
+	first, sum := 0, int64(0)
+	for _, c := range calls {
+		sum += of(c)
+		for c.begin.Sub(calls[first].begin) >= time.Minute {
+			sum -= of(calls[first])
+			first++
+		}
+		if sum > most {
+			b.Errorf("from %v to %v there were %d, want %d at most", calls[first].begin, c.begin, sum, most)
+			return
+		}
+	}
+}
+
+// TestRatesAreKept runs batches of several projects and models at an upstream with limits a minute.
+// All together never exceed them, and they are used.
+func TestRatesAreKept(t *testing.T) {
+	for _, test := range []struct {
+		name   string
+		limits upstream.Limits
+		within time.Duration
+	}{
+		{"requests", upstream.Limits{RequestsPerMinute: 120}, 4 * time.Minute},
+		{"tokens", upstream.Limits{TokensPerMinute: 6000}, 15 * time.Minute},
+		{"both", upstream.Limits{RequestsPerMinute: 100, TokensPerMinute: 20000}, 6 * time.Minute},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			bubble(t, func(b *bench) {
+				u := b.upstream(sim.Config{Timing: sim.Timing{Latency: time.Second, Jitter: 0.9}, Faults: sim.Faults{Error: 0.05, Attempts: 1}}, upstream.Config{MaxInFlight: 50, Limits: test.limits})
+				tap := u.tap()
+				p := b.start(small(20))
+				var ids []string
+				start := time.Now()
+				for i := range 3 {
+					b.as(fmt.Sprint("project", i), 1+i)
+					ids = append(ids, b.run(chat(80, "m", "n")), b.run(chat(40, "n")))
+				}
+				for _, id := range ids {
+					x := b.ends(id)
+					b.want(x, batch.Completed, x.Counts.Total, x.Counts.Total, 0)
+				}
+				took := time.Since(start)
+				tokens := int64(0)
+				count := func(c tapped) int64 { return b.tokens(c.body) }
+				tap.each("", func(c tapped) { tokens += count(c) })
+				b.Logf("%d calls of %d tokens in %v", u.Calls().Calls, tokens, took)
+				if n := test.limits.RequestsPerMinute; n > 0 {
+					tap.wantAtMost(b, int64(n), func(tapped) int64 { return 1 })
+				}
+				if n := test.limits.TokensPerMinute; n > 0 {
+					tap.wantAtMost(b, int64(n), count)
+				}
+				if took > test.within {
+					b.Errorf("it took %v, want %v at most", took, test.within)
+				}
+				p.drain()
+			})
+		})
+	}
+}
+
+// tokens is what a request with the body comes to.
+func (b *bench) tokens(body string) int64 {
+	var answer struct {
+		Usage struct {
+			Total int64 `json:"total_tokens"`
+		}
+	}
+	if err := json.Unmarshal(b.answer(endpoint, []byte(body)), &answer); err != nil {
+		b.Error(err)
+	}
+	return cmp.Or(answer.Usage.Total, 1)
+}

@@ -1,0 +1,324 @@
+package engine
+
+import (
+	"cmp"
+	"context"
+	"slices"
+	"time"
+
+	"offpeak/internal/sched"
+	"offpeak/internal/upstream"
+)
+
+// A site is an upstream as the engine sees it. Engine.mu guards it.
+type site struct {
+	up       *upstream.Upstream
+	gate     *sched.Gate
+	requests *sched.Bucket // of the limit per minute, if there is one
+	tokens   *sched.Bucket // likewise
+	lanes    []*lane       // that it serves
+	idle     []idler       // workers that wait for a call, the most recent last
+	alone    bool          // a suspect is in flight: see call.alone
+	pending  *call         // a suspect that waits for the upstream to be empty
+	retired  bool          // it is not configured any more, and gets no calls
+	former   *site         // that was configured for the same upstream before, while it has calls in flight
+	asked    time.Time     // until when the upstream asked somebody to wait
+	observed time.Time     // of the upstream's last reading that the gate was told
+	running  int           // whoever's calls the upstream worked on then
+	pressure float64       // how hard it is pressed, where people use it, too
+
+	// What is known of the upstream. An answer counts by when its call was sent: that one of before
+	// is still answered says nothing about calls of today.
+	answered time.Time         // the latest call that was answered, with whatever, was sent then
+	accepted time.Time         // likewise, with a 2xx
+	failed   time.Time         // the last failure
+	outage   time.Time         // the last failure that was certainly not the request's
+	failing  map[*request]bool // open requests that have failed and not been compared with any other
+	lastErr  error             // of the last call that was not answered
+}
+
+// An idler is a worker that waits for a call.
+type idler struct {
+	calls chan *call // of capacity 1; closed to end the worker
+	since time.Time
+}
+
+// spare is how long a worker waits for a call before it ends.
+const spare = time.Minute
+
+func newSite(u *upstream.Upstream) *site {
+	limits := u.Limits()
+	return &site{
+		up:       u,
+		gate:     sched.NewGate(sched.GateConfig{Max: u.MaxInFlight(), Shared: u.Shared()}),
+		requests: sched.NewBucket(limits.RequestsPerMinute),
+		tokens:   sched.NewBucket(limits.TokensPerMinute),
+		failing:  map[*request]bool{},
+	}
+}
+
+// room is how many calls s may get now, whatever they come to in tokens.
+func (s *site) room(now time.Time) int {
+	room := s.gate.Room(now)
+	if s.former != nil {
+		before := s.former.inFlight()
+		if before == 0 {
+			s.former = nil
+		}
+		room = min(room, s.gate.Limit()-s.gate.InFlight()-before)
+	}
+	return max(room, 0)
+}
+
+// inFlight counts those of whom s follows, too.
+func (s *site) inFlight() int {
+	if s.former == nil {
+		return s.gate.InFlight()
+	}
+	return s.gate.InFlight() + s.former.inFlight()
+}
+
+// open reports whether s could do with a call now.
+func (s *site) open(now time.Time) bool {
+	if s.retired || s.alone || s.pending != nil || s.room(now) == 0 {
+		return false
+	}
+	wait, _ := s.limited(0, now)
+	return wait == 0
+}
+
+// othersFor reports whether l has another upstream that is up.
+func (s *site) othersFor(l *lane) bool {
+	for _, o := range l.sites {
+		if o != s && !o.gate.Probing() {
+			return true
+		}
+	}
+	return false
+}
+
+// roomElsewhere reports whether another upstream could do with a call of l now.
+func (s *site) roomElsewhere(l *lane, now time.Time) bool {
+	for _, o := range l.sites {
+		if o != s && o.open(now) {
+			return true
+		}
+	}
+	return false
+}
+
+// hasWork reports whether there is something that s may send once it has room.
+func (s *site) hasWork() bool {
+	return s.pending != nil || slices.ContainsFunc(s.lanes, func(l *lane) bool { return l.has(anything) })
+}
+
+// followPool has the sites be those of the pool, and gives them work as it becomes known what they
+// serve.
+func (e *Engine) followPool(ctx context.Context) {
+	for ctx.Err() == nil {
+		changed := e.pool.Changed()
+		e.mu.Lock()
+		e.adoptPool()
+		e.feedAll()
+		e.mu.Unlock()
+		wake(e.wakeClaim)
+		select {
+		case <-changed:
+		case <-ctx.Done():
+		}
+	}
+}
+
+// adoptPool brings the sites, and which lanes they serve, up to date. e.mu is held.
+func (e *Engine) adoptPool() {
+	ups := e.pool.All()
+	old := e.sites
+	e.sites = make([]*site, 0, len(ups))
+	for _, u := range ups {
+		i := slices.IndexFunc(old, func(s *site) bool { return s.up == u })
+		if i >= 0 {
+			e.sites = append(e.sites, old[i])
+			continue
+		}
+		s := newSite(u)
+		// The same upstream with other settings has to do with the calls of before: they count.
+		if i := slices.IndexFunc(old, func(s *site) bool { return s.up.Name() == u.Name() }); i >= 0 {
+			s.succeed(old[i])
+		}
+		e.sites = append(e.sites, s)
+	}
+	for _, s := range old {
+		if !slices.Contains(e.sites, s) {
+			e.retire(s)
+		}
+	}
+	for _, l := range e.lanes {
+		e.route(l)
+	}
+}
+
+// succeed takes over what limits are kept by.
+func (s *site) succeed(o *site) {
+	s.former = o
+	if s.up.Limits().RequestsPerMinute == o.up.Limits().RequestsPerMinute {
+		s.requests = o.requests
+	}
+	if s.up.Limits().TokensPerMinute == o.up.Limits().TokensPerMinute {
+		s.tokens = o.tokens
+	}
+}
+
+// retire has s get no more calls. Those in flight go on. e.mu is held.
+func (e *Engine) retire(s *site) {
+	s.retired = true
+	e.putBack(s)
+	for _, w := range s.idle {
+		close(w.calls)
+	}
+	s.idle = nil
+	for _, l := range s.lanes {
+		l.sites = slices.DeleteFunc(l.sites, func(o *site) bool { return o == s })
+		l.leave(s)
+	}
+	s.lanes = nil
+	e.log.Info("upstream is not configured any more", "upstream", s.up.Name(), "in_flight", s.gate.InFlight())
+}
+
+// putBack leaves to others the suspect that waits for s to be empty. e.mu is held.
+func (e *Engine) putBack(s *site) {
+	if c := s.pending; c != nil {
+		s.pending = nil
+		c.retrying--
+		c.hold.due = append(c.hold.due, c.i)
+		c.hold.count(time.Now())
+	}
+}
+
+// leave has s, which does not serve l any more, leave to others what it was about to send.
+func (l *lane) leave(s *site) {
+	for _, sh := range l.shares {
+		for _, q := range sh.queues {
+			q.runs.leave(s)
+		}
+	}
+}
+
+// route finds out which sites serve l. e.mu is held.
+func (e *Engine) route(l *lane) {
+	l.sites = l.sites[:0]
+	for _, s := range e.sites {
+		serves, _ := s.up.Serves(l.Model)
+		had := slices.Contains(s.lanes, l)
+		switch {
+		case serves:
+			l.sites = append(l.sites, s)
+			if !had {
+				s.lanes = append(s.lanes, l)
+			}
+		case had:
+			if s.pending != nil && s.pending.lane == l {
+				e.putBack(s)
+			}
+			s.lanes = slices.DeleteFunc(s.lanes, func(o *lane) bool { return o == l })
+			l.leave(s)
+		}
+	}
+}
+
+// unroute takes out a lane that has nothing left. e.mu is held.
+func (e *Engine) unroute(l *lane) {
+	for _, s := range l.sites {
+		s.lanes = slices.DeleteFunc(s.lanes, func(o *lane) bool { return o == l })
+	}
+	l.sites = nil
+}
+
+// feed gives s what there is for it, in workers that are idle or new. e.mu is held.
+func (e *Engine) feed(s *site) {
+	for e.feedOne(s) {
+	}
+}
+
+func (e *Engine) feedOne(s *site) bool {
+	c := e.take(s)
+	if c == nil {
+		return false
+	}
+	last := len(s.idle) - 1
+	if last < 0 {
+		e.workers.Go(func() { e.work(s, c) })
+		return true
+	}
+	s.idle[last].calls <- c // has room: its worker waits for just this
+	s.idle = s.idle[:last]
+	return true
+}
+
+// feedAll feeds every site, a call at a time to the one that has the most of its slots free.
+// e.mu is held.
+func (e *Engine) feedAll() {
+	if len(e.sites) == 1 {
+		e.feed(e.sites[0])
+		return
+	}
+	now := time.Now()
+	e.hungry = append(e.hungry[:0], e.sites...)
+	for len(e.hungry) > 0 {
+		i := 0
+		for j := range e.hungry {
+			if freer(e.hungry[j], e.hungry[i], now) {
+				i = j
+			}
+		}
+		if !e.feedOne(e.hungry[i]) {
+			e.hungry = slices.Delete(e.hungry, i, i+1)
+		}
+	}
+}
+
+// freer reports whether a call does better at a than at b.
+func freer(a, b *site, now time.Time) bool {
+	free := func(s *site) float64 { return float64(s.room(now)) / float64(max(s.gate.Limit(), 1)) }
+	return cmp.Or(
+		cmp.Compare(free(a), free(b)),
+		cmp.Compare(a.up.Weight(), b.up.Weight()),
+	) > 0
+}
+
+// dismiss ends workers that had nothing to do for long: what an upstream can do with changes.
+func (e *Engine) dismiss(now time.Time) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, s := range e.sites {
+		n := 0 // those that wait for the longest come first
+		for n < len(s.idle) && now.Sub(s.idle[n].since) > spare {
+			close(s.idle[n].calls)
+			n++
+		}
+		s.idle = slices.Delete(s.idle, 0, n)
+	}
+}
+
+// followLoads tells gates what their upstreams say of themselves.
+func (e *Engine) followLoads(ctx context.Context) {
+	for ctx.Err() == nil {
+		observed := e.pool.Observed()
+		e.mu.Lock()
+		now := time.Now()
+		for _, s := range e.sites {
+			if s.gate.InFlight() == 0 && !s.hasWork() {
+				continue // nobody wants to know
+			}
+			if l, ok := s.up.Load(); ok && l.At.After(s.observed) {
+				s.observed, s.running = l.At, l.Running
+				s.gate.Observe(sched.Load{Running: l.Running, Waiting: l.Waiting}, now)
+			}
+		}
+		e.feedAll()
+		e.mu.Unlock()
+		select {
+		case <-observed:
+		case <-ctx.Done():
+		}
+	}
+}

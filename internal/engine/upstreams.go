@@ -1,0 +1,25 @@
+package engine
+
+import "offpeak/internal/batch"
+
+// Upstreams returns how the upstreams stand.
+func (e *Engine) Upstreams() []batch.UpstreamState {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	states := make([]batch.UpstreamState, len(e.sites))
+	for i, s := range e.sites {
+		u := s.up.State()
+		u.InFlight, u.Limit = s.inFlight(), s.gate.Limit()
+		if until, ok := s.gate.Throttled(); ok {
+			u.ThrottledUntil = until
+		}
+		if since, _, closed := s.gate.Closed(); closed {
+			u.Healthy, u.Since = false, since
+			if s.lastErr != nil {
+				u.Why = s.lastErr.Error()
+			}
+		}
+		states[i] = u
+	}
+	return states
+}

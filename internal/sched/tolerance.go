@@ -1,0 +1,162 @@
+package sched
+
+import "time"
+
+// A tolerance is how many calls in flight an upstream puts up with, as far as its throttling tells.
+//
+// A throttled call takes its slot with it at once, so that nobody else runs into the same refusal,
+// and answers bring slots back. Where one in twelve calls is throttled, both are equal: less than
+// that is stray and costs nothing, more takes from the limit what share of the calls was throttled.
+//
+// Throttling that begins at a certain number in flight is a wall. It is remembered, and tried
+// seldom: a try that is refused makes the next one later, one that is let in brings the next, larger
+// one at once.
+type tolerance struct {
+	allow float64 // calls in flight
+	clean float64 // answers since the last throttled call
+
+	wall  int // a call that was sent with so many in flight was refused; 0: none
+	wait  time.Duration
+	tryAt time.Time // when calls may go beyond the wall
+	step  int       // how many
+	top   int       // how far the present try has gone; 0: there is none
+	tried time.Time // when it began
+
+	seen [2]struct { // the most in flight with which calls were let in, lately
+		from  time.Time
+		level int
+	}
+}
+
+const (
+	// stray is the share of throttled calls for which answers bring back just as many slots. It is
+	// more than the one in twenty that is to cost nothing, as such calls come in crowds.
+	stray = 1.0 / 12
+	// shortly is for how long it says something about now that a call was let in.
+	shortly = 5 * time.Second
+
+	firstTry = time.Second
+	lastTry  = 30 * time.Second
+)
+
+// most returns how many calls may be in flight, tries aside.
+func (t *tolerance) most() float64 {
+	if t.wall > 0 {
+		return max(1, min(t.allow, float64(t.wall-1)))
+	}
+	return t.allow
+}
+
+// room returns how many calls may be in flight at now.
+func (t *tolerance) room(now time.Time) float64 {
+	t.pass(now)
+	n := t.most()
+	if t.wall > 0 && n >= float64(t.wall-1) && (t.top > 0 || !now.Before(t.tryAt)) {
+		n = float64(t.wall - 1 + t.step)
+	}
+	return n
+}
+
+// next returns when room may grow, if it will.
+func (t *tolerance) next(now time.Time) time.Time {
+	switch {
+	case t.top > 0:
+		return t.tried.Add(letIn)
+	case t.wall == 0 || t.allow < float64(t.wall-1):
+		return time.Time{}
+	case t.tryAt.After(now):
+		return t.tryAt
+	}
+	return time.Time{}
+}
+
+// pass lets time pass: a try that was not refused by now was let in.
+func (t *tolerance) pass(now time.Time) {
+	if t.top > 0 && now.Sub(t.tried) >= letIn {
+		t.widen(t.top, now)
+	}
+}
+
+// widen notes that calls are let in with level in flight, beyond the wall.
+func (t *tolerance) widen(level int, now time.Time) {
+	t.wall, t.allow = level+1, max(t.allow, float64(level))
+	t.top, t.tryAt, t.wait = 0, now, firstTry
+	t.step = min(2*t.step, level)
+}
+
+func (t *tolerance) send(level int, now time.Time) {
+	t.pass(now)
+	if t.wall > 0 && level >= t.wall {
+		if t.top == 0 {
+			t.tried = now
+		}
+		t.top = max(t.top, level)
+	}
+}
+
+// answered notes that a call was let in that was sent with level in flight, of want that are of
+// use.
+func (t *tolerance) answered(call sentCall, want float64, now time.Time) {
+	t.pass(now)
+	if now.Sub(call.at) < shortly {
+		if now.Sub(t.seen[0].from) > shortly {
+			t.seen[1], t.seen[0].from, t.seen[0].level = t.seen[0], now, 0
+		}
+		t.seen[0].level = max(t.seen[0].level, call.level)
+	}
+	if t.wall > 0 && call.level >= t.wall && t.top > 0 && !call.at.Before(t.tried) {
+		t.widen(call.level, now)
+	}
+	t.clean++
+	if t.allow < want {
+		t.allow = min(t.allow+stray*(1+t.clean/t.allow), want)
+	}
+}
+
+// throttled notes that a call was refused, while others are in flight, of want that are of use. It
+// reports whether that was known before.
+//
+// How many were in flight when it reached the upstream is not known exactly, as calls overtake each
+// other. Those that are left say it best: of a burst, each refusal leaves one less, and what is left
+// at the end was let in.
+func (t *tolerance) throttled(call sentCall, others map[int64]sentCall, want float64, now time.Time) (known bool) {
+	t.pass(now)
+	level := len(others) + 1
+	switch {
+	case t.top > 0 && call.level >= t.wall && !call.at.Before(t.tried):
+		t.top, t.step = 0, 1
+		t.wait = min(2*t.wait, lastTry)
+		t.tryAt = now.Add(t.wait)
+		t.wall = max(t.wall, level)
+		t.allow = max(t.allow, float64(t.wall-1)) // the others were let in
+		return true
+	case t.wall > 0 && level >= t.wall:
+		return true
+	case !t.lately(level, others, now):
+		if t.wall == 0 {
+			t.wait = firstTry
+		}
+		t.wall, t.step, t.top = level, 1, 0
+		t.tryAt = now.Add(t.wait)
+		t.allow = max(1, min(t.allow, float64(level-1)))
+	default:
+		t.allow = max(1, min(t.allow, want)-1)
+		t.clean = 0
+	}
+	return false
+}
+
+// lately reports whether a call was let in lately with at least level in flight.
+func (t *tolerance) lately(level int, others map[int64]sentCall, now time.Time) bool {
+	for _, s := range t.seen {
+		if s.level >= level && now.Sub(s.from) < 2*shortly {
+			return true
+		}
+	}
+	for _, o := range others {
+		if age := now.Sub(o.at); o.level >= level && age >= letIn && age < shortly {
+			return true
+		}
+	}
+	return false
+}
