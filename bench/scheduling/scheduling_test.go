@@ -252,7 +252,7 @@ func TestShares(t *testing.T) {
 				time.Sleep(200 * time.Millisecond)
 				sum := 0
 				for i, id := range batches {
-					n := w.engine.Activity(id).InFlight
+					n := w.engine.Activity(batch.Batch{ID: id, Project: projects[i], Status: batch.InProgress}).InFlight
 					got[minute][i] += float64(n)
 					sum += n
 				}
@@ -293,12 +293,12 @@ func TestShared(t *testing.T) {
 		cfg.MedianTokens, cfg.P99Tokens = 100, 300
 		cfg.Models = []sim.Model{{ID: "m"}, {ID: "people", Timing: &sim.Timing{Latency: 200 * time.Millisecond, Decode: 5 * time.Millisecond}}}
 		if !metrics {
-			cfg.MaxInFlight = 2 * slots // of a server that throttles, since nothing else says that it is full
+			cfg.MaxInFlight = slots + 8 // of a server that throttles, since nothing else says that it is full
 		}
 		people := func(t *testing.T, withBatch bool) (latency []time.Duration, busy, idle, own float64) {
 			synctest.Test(t, func(t *testing.T) {
 				w := newWorld(t)
-				s := w.upstream(cfg, upstream.Config{})
+				s := w.upstream(cfg, upstream.Config{Shared: true})
 				w.start()
 				g := watch(s)
 				defer g.stop()
@@ -348,6 +348,34 @@ func TestShared(t *testing.T) {
 			t.Errorf("batch gets %.2f of what is spare, want half at least", spare)
 		}
 	}
+}
+
+// TestETA asks when a batch will be done, and looks how wrong the answer was.
+func TestETA(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.upstream(heavy(), upstream.Config{})
+		w.start()
+		start := time.Now()
+		id := w.create(batch.DefaultProject, chat(*requests, "m", "time"), 24*time.Hour)
+		told := map[int]time.Time{}
+		b := w.ends(batch.DefaultProject, id, time.Second, func(b batch.Batch) {
+			for _, done := range []int{10, 50, 90} {
+				if _, ok := told[done]; !ok && b.Counts.Total > 0 && 100*b.Counts.Completed >= int64(done)*b.Counts.Total {
+					told[done] = w.engine.Activity(b).ETA
+				}
+			}
+		})
+		took := b.CompletedAt.Sub(start)
+		for _, done := range []int{10, 50, 90} {
+			off := told[done].Sub(b.CompletedAt).Seconds() / took.Seconds()
+			row(t, "at %d %% done the end is told %.1f %% of the whole time off", done, 100*off)
+			if told[done].IsZero() || max(off, -off) > 0.15 {
+				t.Errorf("at %d %% done it is told to end at %v; it ended at %v", done, told[done], b.CompletedAt)
+			}
+		}
+		w.stop()
+	})
 }
 
 // TestPrefixes sends eight-shot prompts of 20 kinds, shuffled, through an upstream whose prefix

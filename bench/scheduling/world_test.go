@@ -302,7 +302,7 @@ func watch(stations ...*station) *gauge {
 			}
 			n := 0
 			for _, s := range stations {
-				running, _ := s.Load()
+				running, _ := s.Server.Load()
 				n += running
 			}
 			g.mu.Lock()
@@ -322,12 +322,18 @@ func (g *gauge) read() float64 {
 
 func (g *gauge) stop() { close(g.done) }
 
-// ask sends a request to the station as a person's program does, beside Offpeak, and returns how
-// long the answer took.
+// ask sends a request to the station as a person's program does, beside Offpeak: again and again
+// while it is throttled, as the SDKs do. It returns how long the answer took.
 func (s *station) ask(body []byte) time.Duration {
 	start := time.Now()
-	s.Server.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest(http.MethodPost, endpoint, bytes.NewReader(body)))
-	return time.Since(start)
+	for pause := 500 * time.Millisecond; ; pause = min(2*pause, 8*time.Second) {
+		w := httptest.NewRecorder()
+		s.Server.ServeHTTP(w, httptest.NewRequest(http.MethodPost, endpoint, bytes.NewReader(body)))
+		if w.Code != http.StatusTooManyRequests {
+			return time.Since(start)
+		}
+		time.Sleep(pause)
+	}
 }
 
 // line is an input line.
