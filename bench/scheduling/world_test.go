@@ -323,15 +323,17 @@ func (g *gauge) read() float64 {
 func (g *gauge) stop() { close(g.done) }
 
 // ask sends a request to the station as a person's program does, beside Offpeak: again and again
-// while it is throttled, as the SDKs do. It returns how long the answer took.
-func (s *station) ask(body []byte) time.Duration {
+// while it is throttled, as the SDKs do. It returns how long the answer took, and how many calls were
+// throttled.
+func (s *station) ask(body []byte) (took time.Duration, throttled int) {
 	start := time.Now()
 	for pause := 500 * time.Millisecond; ; pause = min(2*pause, 8*time.Second) {
 		w := httptest.NewRecorder()
 		s.Server.ServeHTTP(w, httptest.NewRequest(http.MethodPost, endpoint, bytes.NewReader(body)))
 		if w.Code != http.StatusTooManyRequests {
-			return time.Since(start)
+			return time.Since(start), throttled
 		}
+		throttled++
 		time.Sleep(pause)
 	}
 }
