@@ -129,8 +129,10 @@ func lengths(n int, r *rand.Rand) []float64 {
 	return work
 }
 
+// sigma makes the p99 fifteen times the median.
+var sigma = math.Log(15) / 2.3263478740408408
+
 func length(r *rand.Rand) float64 {
-	sigma := math.Log(15) / 2.3263478740408408
 	return min(2*math.Exp(sigma*r.NormFloat64()), 60)
 }
 
@@ -163,6 +165,7 @@ type scenario struct {
 	metrics float64    // a reading every so many seconds; 0: none
 	blind   bool       // answers do not say how much work they were
 	even    bool       // all answers are about as long
+	uncut   bool       // the longest may take minutes
 	people  func(r *rand.Rand) []*job
 	wall    int // calls in flight, of whomever, above which more are refused; 0: any number
 	pace    *Pace
@@ -192,6 +195,11 @@ type arrival struct{ at, eta, byRate float64 }
 func (s scenario) drive(l limiter) run {
 	r := rand.New(rand.NewPCG(s.seed, 7))
 	work := lengths(s.n, r)
+	if s.uncut {
+		for i := range work {
+			work[i] = 2 * math.Exp(sigma*r.NormFloat64())
+		}
+	}
 	if s.even {
 		for i := range work {
 			work[i] = 0.5 + r.Float64()
