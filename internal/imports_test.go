@@ -29,6 +29,7 @@ var allowed = map[string]string{
 	"cmd/offpeak":              "api batch blob client doctor engine openai progress sim store upstream",
 	"bench":                    "",
 	"bench/load":               "",
+	"bench/scheduling":         "",
 }
 
 // TestImportsGoDown holds the code against the picture of it: imports go down only, and siblings

@@ -56,6 +56,7 @@ type simCmd struct {
 	Always500     string        `group:"Faults" name:"always-500" placeholder:"TEXT" help:"Answer 500 to every body with this text."`
 	Always400     string        `group:"Faults" name:"always-400" placeholder:"TEXT" help:"Answer 400 to every body with this text."`
 
+	NoMetrics  bool   `group:"Watching" help:"Have no /metrics, as servers other than vLLM and SGLang."`
 	CountCalls bool   `group:"Watching" default:"true" negatable:"" help:"Count the calls of each request, for GET /sim/calls (on by default; some fifty bytes for each distinct request)."`
 	BodyLog    string `group:"Watching" placeholder:"FILE" help:"Append every body that arrives to FILE, each followed by a line feed."`
 }
@@ -156,6 +157,7 @@ func (c *simCmd) config() sim.Config {
 		PoisonCrashes: c.PoisonCrashes,
 		Always500:     c.Always500,
 		Always400:     c.Always400,
+		NoMetrics:     c.NoMetrics,
 		CountCalls:    c.CountCalls,
 		IdleTimeout:   c.IdleTimeout,
 	}

@@ -243,8 +243,10 @@ func (e *Engine) feed(s *site) {
 }
 
 func (e *Engine) feedOne(s *site) bool {
-	if s.busy >= s.gate.Limit() {
-		return false // while the database is away workers wait with their answers: more would be more answers
+	// While the database is away workers wait with their answers: more would be more answers. But now
+	// and then the gate tries if more calls than its limit are let in.
+	if s.busy >= max(s.gate.Limit(), s.gate.InFlight()+s.gate.Room(time.Now())) {
+		return false
 	}
 	c := e.take(s)
 	if c == nil {

@@ -40,6 +40,45 @@ func TestETAOfHeavyTails(t *testing.T) {
 	}
 }
 
+// The same without an upper limit for the longest answers, which take minutes, as a part of the whole
+// time. How long the last of them takes is luck: nobody could say beforehand more than what most such
+// batches take, and that is off, too, by so much. But it must not be off to one side.
+func TestETAOfTheLongest(t *testing.T) {
+	const seeds = 20
+	shares := []float64{0.1, 0.5, 0.9}
+	for _, c := range []struct {
+		n          int
+		off, aside [3]float64
+	}{
+		{4000, [3]float64{0.16, 0.12, 0.1}, [3]float64{0.12, 0.05, 0.05}},
+		{20000, [3]float64{0.05, 0.03, 0.03}, [3]float64{0.02, 0.02, 0.02}},
+	} {
+		var off, aside [3]float64
+		var took []float64
+		for seed := range uint64(seeds) {
+			s := scenario{n: c.n, slots: always(64), seed: seed, pace: &Pace{}, eta: shares, uncut: true}
+			r := s.drive(NewGate(GateConfig{Max: 64}))
+			took = append(took, r.makespan)
+			for i, told := range r.told {
+				wrong := (told.eta - r.makespan) / r.makespan
+				off[i] += math.Abs(wrong) / seeds
+				aside[i] += wrong / seeds
+			}
+		}
+		luck := 0.0
+		for _, m := range took {
+			luck += math.Abs(percentile(took, 0.5)-m) / m / seeds
+		}
+		t.Logf("%5d requests: what most take is off by %.1f %%", c.n, 100*luck)
+		for i, share := range shares {
+			t.Logf("%5d requests, %2.0f %% done: off by %.1f %% of the whole, on average %+.1f %%", c.n, 100*share, 100*off[i], 100*aside[i])
+			if off[i] > c.off[i] || math.Abs(aside[i]) > c.aside[i] {
+				t.Errorf("%d requests, %.0f %% done: want it off by %.0f %% at most, on average by %.0f %%", c.n, 100*share, 100*c.off[i], 100*c.aside[i])
+			}
+		}
+	}
+}
+
 func TestPace(t *testing.T) {
 	now := epoch
 	var p Pace

@@ -103,7 +103,8 @@ func (g *Gate) Room(now time.Time) int {
 	if g.outage.ramping() {
 		n = min(n, g.outage.ramp(now))
 	}
-	return max(0, int(n)-g.inFlight)
+	resting, _ := g.tolerance.resting(now)
+	return max(0, int(n)-g.inFlight-resting)
 }
 
 // Next returns when Room may grow without any call ending; zero if it will not.
@@ -114,6 +115,9 @@ func (g *Gate) Next(now time.Time) time.Time {
 	var next time.Time
 	if g.want > g.tolerance.most() || g.tolerance.top > 0 {
 		next = g.tolerance.next(now)
+	}
+	if _, until := g.tolerance.resting(now); !until.IsZero() && (next.IsZero() || until.Before(next)) {
+		next = until
 	}
 	if g.outage.ramping() && g.outage.ramp(now) < g.want {
 		if step := g.outage.next(now); next.IsZero() || step.Before(next) {
@@ -147,7 +151,10 @@ func (g *Gate) Max() int { return g.max }
 
 // Press says how urgent the work is that waits, from 0 to 1. At a shared upstream 0 takes only what
 // is free, and 1 takes what there is.
-func (g *Gate) Press(p float64) { g.watch.press, g.climb.press = p, p }
+func (g *Gate) Press(p float64) {
+	g.watch.press, g.climb.press = p, p
+	g.tolerance.press = p / 2 // people who are refused do not even get into the queue
+}
 
 // Observe notes what the upstream says of itself.
 func (g *Gate) Observe(l Load, now time.Time) {

@@ -110,6 +110,9 @@ func (m *model) pass(t float64) {
 	m.fill()
 }
 
+// over reports whether one more call would be more than wall.
+func (m *model) over(wall int) bool { return wall > 0 && len(m.busy)+len(m.queue) >= wall }
+
 // drop cuts every call off, as when the server dies.
 func (m *model) drop() []*job {
 	gone := append(m.busy, m.queue...)
@@ -126,8 +129,10 @@ func lengths(n int, r *rand.Rand) []float64 {
 	return work
 }
 
+// sigma makes the p99 fifteen times the median.
+var sigma = math.Log(15) / 2.3263478740408408
+
 func length(r *rand.Rand) float64 {
-	sigma := math.Log(15) / 2.3263478740408408
 	return min(2*math.Exp(sigma*r.NormFloat64()), 60)
 }
 
@@ -160,7 +165,9 @@ type scenario struct {
 	metrics float64    // a reading every so many seconds; 0: none
 	blind   bool       // answers do not say how much work they were
 	even    bool       // all answers are about as long
+	uncut   bool       // the longest may take minutes
 	people  func(r *rand.Rand) []*job
+	wall    int // calls in flight, of whomever, above which more are refused; 0: any number
 	pace    *Pace
 	eta     []float64 // shares of the requests at which times of arrival are told
 	seed    uint64
@@ -176,6 +183,7 @@ type run struct {
 	spare     float64   // of the slot seconds that people left, the part that we used
 	waits     []float64 // of people: latency
 	arrived   []float64
+	pushed    int // calls of people that were refused
 	most      int
 	told      []arrival
 }
@@ -187,6 +195,11 @@ type arrival struct{ at, eta, byRate float64 }
 func (s scenario) drive(l limiter) run {
 	r := rand.New(rand.NewPCG(s.seed, 7))
 	work := lengths(s.n, r)
+	if s.uncut {
+		for i := range work {
+			work[i] = 2 * math.Exp(sigma*r.NormFloat64())
+		}
+	}
 	if s.even {
 		for i := range work {
 			work[i] = 0.5 + r.Float64()
@@ -203,6 +216,7 @@ func (s scenario) drive(l limiter) run {
 		out      run
 		fails    events // refusals on their way to us
 		retries  events
+		again    events // people who come, or come back as their programs do
 		people   []*job
 		next     int // request to be sent
 		done     int
@@ -261,6 +275,8 @@ func (s scenario) drive(l limiter) run {
 		var took float64
 		if m.now >= s.lost[0] && m.now < s.lost[1] {
 			c.outcome, took, c.after = Refused, 0.001, 0
+		} else if m.over(s.wall) {
+			c.outcome, took, c.after = Throttled, 0.002, 0
 		} else if s.refuses != nil {
 			c.outcome, took, c.after = s.refuses(m, m.now, r)
 		}
@@ -301,6 +317,9 @@ func (s scenario) drive(l limiter) run {
 		if len(people) > 0 {
 			t = min(t, people[0].sent)
 		}
+		if len(again) > 0 {
+			t = min(t, again[0].at)
+		}
 		if !cut {
 			t = min(t, s.lost[0])
 		}
@@ -333,8 +352,18 @@ func (s scenario) drive(l limiter) run {
 			}
 		}
 		for len(people) > 0 && people[0].sent <= t {
-			m.arrive(people[0])
+			heap.Push(&again, eventAt{t, people[0]})
 			people = people[1:]
+		}
+		for len(again) > 0 && again[0].at <= t {
+			c := heap.Pop(&again).(eventAt).c
+			if m.over(s.wall) {
+				out.pushed++
+				heap.Push(&again, eventAt{t + min(0.5*float64(int(1)<<min(c.tries, 4)), 8), c})
+				c.tries++
+				continue
+			}
+			m.arrive(c)
 		}
 		if s.metrics > 0 && t >= reading {
 			reading += s.metrics

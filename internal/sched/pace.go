@@ -2,6 +2,7 @@ package sched
 
 import (
 	"math"
+	"slices"
 	"time"
 )
 
@@ -16,12 +17,14 @@ type Pace struct {
 	begun    time.Time
 	at       time.Time
 	inFlight int
-	sent     float64 // when the calls in flight were sent, in seconds since begun, added up
-	slots    float64 // calls in flight, on average over the last moments
+	sent     []float64 // when the calls in flight were sent, in seconds since begun, the first first
+	slots    float64   // calls in flight, on average over the last moments
 
 	// What is long ago counts less.
 	aged    time.Time          // when it was last made to
 	spent   float64            // seconds that calls were in flight
+	lost    float64            // of them, of calls that brought no result
+	whole   float64            // seconds that calls with a result took
 	results float64            // of calls
 	took    [durations]float64 // calls with a result, by how long they took
 }
@@ -38,24 +41,32 @@ const (
 func (p *Pace) Send(now time.Time) {
 	p.pass(now)
 	p.inFlight++
-	p.sent += now.Sub(p.begun).Seconds()
+	p.sent = append(p.sent, now.Sub(p.begun).Seconds())
 }
 
 // Done notes that a call has ended which brought a result and took so long.
 func (p *Pace) Done(took time.Duration, now time.Time) {
 	p.end(took, now)
 	p.results++
+	p.whole += took.Seconds()
 	p.took[bin(took)]++
 	p.meter.Add(now)
 }
 
 // Drop notes that a call has ended which brought none, after so long.
-func (p *Pace) Drop(took time.Duration, now time.Time) { p.end(took, now) }
+func (p *Pace) Drop(took time.Duration, now time.Time) {
+	p.end(took, now)
+	p.lost += took.Seconds()
+}
 
 func (p *Pace) end(took time.Duration, now time.Time) {
 	p.pass(now)
 	p.inFlight--
-	p.sent -= now.Sub(p.begun).Seconds() - took.Seconds()
+	if n := len(p.sent); n > 0 {
+		i, _ := slices.BinarySearch(p.sent, now.Sub(p.begun).Seconds()-took.Seconds()-1e-6)
+		i = min(i, n-1)
+		p.sent = slices.Delete(p.sent, i, i+1)
+	}
 }
 
 // Rate returns results per second, lately.
@@ -81,13 +92,13 @@ func (p *Pace) ETA(left int64, now time.Time) time.Time {
 	if waiting <= 0 {
 		waiting, slots = 0, float64(left)
 	}
-	if p.results == 0 || slots < 0.01 {
+	if p.results < 1e-6 || slots < 0.01 {
 		return time.Time{}
 	}
 	// Until the last one is sent all slots are in use, and then it takes as long as the longest of
 	// those that are still in flight.
-	each, last := p.lengths(min(slots, float64(left)))
-	takes := float64(waiting)*each/slots + last
+	l := p.lengths()
+	takes := l.last(float64(waiting), float64(waiting)*l.mean()*p.spent/max(p.spent-p.lost, p.spent/1e6)/slots, float64(left))
 	const horizon = 10 * 365 * 24 * time.Hour
 	if takes > horizon.Seconds() {
 		return time.Time{}
@@ -95,41 +106,128 @@ func (p *Pace) ETA(left int64, now time.Time) time.Time {
 	return now.Add(time.Duration(takes * float64(time.Second)))
 }
 
-// lengths returns how long a request takes on average, and how long it takes until n calls have
-// ended that are somewhere in their course.
-func (p *Pace) lengths(n float64) (each, last float64) {
-	shape := p.fit()
-	each, last = p.spent/p.results, p.last(n)
-	// The more is seen, the less need be supposed, most of all of the longest.
-	each += (shape.mean() - each) / (1 + p.results/(4*float64(p.inFlight+1)))
-	last += (shape.last(n) - last) / (1 + p.results/(20*float64(p.inFlight+1)))
-	return each, last
+// A spans tells how long calls take, as a table.
+type spans struct {
+	longer [durations]float64 // the part of the calls that take longer than edge(i)
+	time   [durations]float64 // seconds that a call spends before edge(i), on average
+	scale  float64            // what the table's seconds come to
+	ages   [durations]float64 // calls in flight, by how long they have taken so far
+	flying float64
 }
 
-// rarity is what part of the calls is so long as the longest of n.
-func rarity(n float64) float64 { return 1 - math.Pow(0.57, 1/max(n, 1)) }
-
-// last returns how long it takes until n calls have ended that are somewhere in their course, by
-// those that have ended.
-//
-// A call that is somewhere in its course goes on for longer than x with a chance of what the
-// lengths of all calls beyond x are of the lengths of all calls.
-func (p *Pace) last(n float64) float64 {
-	mean := 0.0
+// lengths finds out how long calls take. Those that are in flight count with what they have taken so
+// far, and for those that are longer than nearly all that have ended the shape has to do.
+func (p *Pace) lengths() *spans {
+	l := &spans{scale: 1, flying: float64(len(p.sent))}
+	for _, at := range p.sent {
+		l.ages[bin(time.Duration((p.at.Sub(p.begun).Seconds()-at)*float64(time.Second)))]++
+	}
+	shape := p.fit(&l.ages)
+	seen, known, binned := 0.0, 0.0, 0.0
 	for i, c := range p.took {
-		mean += c * seconds(i)
+		known += c + l.ages[i]
+		seen += c
+		binned += c * seconds(i)
 	}
-	wanted := rarity(n) * mean
-	beyond, count := 0.0, 0.0 // lengths beyond seconds(i), of the calls that took longer
-	for i := durations - 1; i > 0; i-- {
-		count += p.took[i]
-		step := seconds(i) - seconds(i-1)
-		if beyond+count*step >= wanted && count > 0 {
-			return seconds(i) - (wanted-beyond)/count
+	if p.whole > 0 && binned > 0 {
+		l.scale = p.whole / binned
+	}
+	const few = 4
+	part, before, joint := 1.0, 0.0, -1
+	longest := durations - 1
+	for longest > 0 && p.took[longest]+l.ages[longest] == 0 {
+		longest--
+	}
+	for i, c := range p.took {
+		switch at := edge(i); {
+		case joint < 0 && known > min(few, seen):
+			part *= 1 - min(1, c/max(known-l.ages[i]/2, c))
+			known -= c + l.ages[i]
+			l.longer[i] = part
+		default:
+			if joint < 0 {
+				joint = i - 1
+			}
+			from := edge(max(joint, 0))
+			if g := shape.longer(from); g > 1e-9 {
+				l.longer[i] = part * shape.longer(at) / g
+			} else {
+				l.longer[i] = part * (from / at) * (from / at)
+			}
 		}
-		beyond += count * step
+		if i > longest {
+			l.longer[i] /= 1 + seen/1000 // the more have ended, the more likely there is a limit
+		}
+		last, start := 1.0, 0.0
+		if i > 0 {
+			last, start = l.longer[i-1], edge(i-1)
+		}
+		before += (edge(i) - start) * (last + l.longer[i]) / 2
+		l.time[i] = before
 	}
-	return 0
+	return l
+}
+
+// mean returns how many seconds a call takes.
+func (l *spans) mean() float64 { return l.time[durations-1] * l.scale }
+
+// at returns which part of the calls takes longer than x seconds, and how many seconds a call spends
+// before x.
+func (l *spans) at(x float64) (longer, spent float64) {
+	x /= l.scale
+	if x <= 0 {
+		return 1, 0
+	}
+	i := max(0, int(math.Ceil(math.Log(x/edge(0))/math.Log(1.2))))
+	if i >= durations {
+		return 0, l.time[durations-1] * l.scale
+	}
+	last, start, before := 1.0, 0.0, 0.0
+	if i > 0 {
+		last, start, before = l.longer[i-1], edge(i-1), l.time[i-1]
+	}
+	longer = last + (l.longer[i]-last)*(x-start)/(edge(i)-start)
+	return longer, (before + (x-start)*(last+longer)/2) * l.scale
+}
+
+// last returns in how many seconds the last call ends, as likely sooner as later, where so many are
+// sent evenly until drain, and left have not ended.
+func (l *spans) last(waiting, drain, left float64) float64 {
+	share := 1.0 // of those in flight that count
+	if left < l.flying {
+		share = left / l.flying
+	}
+	// doubt is the negative logarithm of the chance that all have ended by t.
+	doubt := func(t float64) (d float64) {
+		if waiting > 0 {
+			_, all := l.at(t)
+			_, some := l.at(t - drain)
+			d = waiting / max(drain, 1e-9) * (all - some)
+		}
+		for i, n := range l.ages {
+			if n == 0 {
+				continue
+			}
+			age := seconds(i)
+			longer, _ := l.at(age)
+			still, _ := l.at(age + t)
+			odds := age / (age + t) // older than any that is known
+			if longer > 1e-9 {
+				odds = still / longer
+			}
+			d -= share * n * math.Log(max(1-odds, 1e-9))
+		}
+		return d
+	}
+	least, most := drain, drain+2*edge(durations-1)
+	for range 60 {
+		if t := (least + most) / 2; doubt(t) > math.Ln2 {
+			least = t
+		} else {
+			most = t
+		}
+	}
+	return most
 }
 
 // A shape is a log-normal distribution.
@@ -137,7 +235,7 @@ type shape struct{ mu, sigma float64 }
 
 // fit finds the likeliest shape, where of calls in flight it is known only that they are longer
 // than their age: again and again, each is taken to be as long as it then would be on average.
-func (p *Pace) fit() shape {
+func (p *Pace) fit(ages *[durations]float64) shape {
 	n, sum, squares := 0.0, 0.0, 0.0
 	for i, c := range p.took {
 		l := math.Log(seconds(i))
@@ -147,41 +245,31 @@ func (p *Pace) fit() shape {
 	}
 	narrow := func(variance float64) float64 { return min(max(math.Sqrt(max(variance, 0)), 0.1), 2) }
 	s := shape{mu: sum / n, sigma: narrow(squares/n - sum/n*sum/n)}
-	k := float64(p.inFlight)
-	if k == 0 {
-		return s
-	}
-	age := math.Log(max(p.at.Sub(p.begun).Seconds()-p.sent/k, seconds(0)))
 	for range 30 {
-		z := (age - s.mu) / s.sigma
-		above := normal(-z)
-		if above < 1e-6 {
-			break // far older than anything that has ended: not of this shape
+		all, mean, square := n, sum, squares
+		for i, k := range ages {
+			if k == 0 {
+				continue
+			}
+			age := math.Log(seconds(i))
+			z := (age - s.mu) / s.sigma
+			above := normal(-z)
+			if above < 1e-6 {
+				continue // far older than anything that has ended: not of this shape
+			}
+			hazard := s.sigma * math.Exp(-z*z/2) / math.Sqrt(2*math.Pi) / above
+			all += k
+			mean += k * (s.mu + hazard)
+			square += k * (s.mu*s.mu + s.sigma*s.sigma + hazard*(age+s.mu))
 		}
-		hazard := s.sigma * math.Exp(-z*z/2) / math.Sqrt(2*math.Pi) / above
-		mu := (sum + k*(s.mu+hazard)) / (n + k)
-		square := (squares + k*(s.mu*s.mu+s.sigma*s.sigma+hazard*(age+s.mu))) / (n + k)
-		s = shape{mu, narrow(square - mu*mu)}
+		mean /= all
+		s = shape{mean, narrow(square/all - mean*mean)}
 	}
 	return s
 }
 
-func (s shape) mean() float64 { return math.Exp(s.mu + s.sigma*s.sigma/2) }
-
-// last is as last of Pace, for calls of this shape.
-func (s shape) last(n float64) float64 {
-	least, most := 0.0, 1000*s.mean()
-	for range 40 {
-		x := (least + most) / 2
-		z := (s.mu - math.Log(x)) / s.sigma
-		if beyond := s.mean()*normal(z+s.sigma) - x*normal(z); beyond > rarity(n)*s.mean() {
-			least = x
-		} else {
-			most = x
-		}
-	}
-	return least
-}
+// longer is which part of the calls takes longer than x seconds.
+func (s shape) longer(x float64) float64 { return normal((s.mu - math.Log(x)) / s.sigma) }
 
 // normal is the standard normal distribution.
 func normal(z float64) float64 { return math.Erfc(-z/math.Sqrt2) / 2 }
@@ -192,6 +280,9 @@ func bin(d time.Duration) int {
 }
 
 func seconds(bin int) float64 { return 0.001 * math.Pow(1.2, float64(bin)) }
+
+// edge is where a bin ends.
+func edge(bin int) float64 { return 0.001 * math.Pow(1.2, float64(bin)+0.5) }
 
 // pass lets time pass up to now.
 func (p *Pace) pass(now time.Time) {
@@ -206,6 +297,8 @@ func (p *Pace) pass(now time.Time) {
 	if since := now.Sub(p.aged); since > remembers/10 {
 		less := math.Exp(-since.Seconds() / remembers.Seconds())
 		p.spent *= less
+		p.lost *= less
+		p.whole *= less
 		p.results *= less
 		for i := range p.took {
 			p.took[i] *= less

@@ -103,6 +103,50 @@ func TestSharedYieldsToPeople(t *testing.T) {
 	}
 }
 
+// The same where the server refuses everybody's calls above a number in flight, and people's programs
+// ask again after half a second, a second, two.
+func TestSharedLeavesPlacesBelowAWall(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		rate   float64
+		wall   int
+		press  float64
+		longer float64 // p95 at most, than alone
+		pushed float64 // calls of people that are refused, per call
+		spare  float64
+	}{
+		{"10 slots", 4, 72, 0, 1.2, 0.25, 0.7},
+		{"31 slots", 12, 72, 0, 1.2, 0.25, 0.6},
+		{"31 slots, no queue", 12, 64, 0, 1.2, 0.25, 0.5},
+		{"31 slots, much queue", 12, 128, 0, 1.2, 0.01, 0.5},
+		{"45 slots", 17, 72, 0, 1.3, 0.4, 0.5},
+		{"31 slots, pressed", 12, 72, 1, 1.4, 0.5, 0.65},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			const seeds = 3
+			spare, longer, pushed := 0.0, 0.0, 0.0
+			for seed := range uint64(seeds) {
+				s := scenario{n: 6000, slots: always(64), people: bursts(c.rate), wall: c.wall, seed: seed}
+				g := NewGate(GateConfig{Shared: true})
+				g.Press(c.press)
+				r := s.drive(g)
+				alone := s.alone()
+				t.Logf("alone %.2f %.2f %.2f s, with the batch %.2f %.2f %.2f s (p50, p95, p99); %.1f %% of the spare slots used, %d of %d calls of people refused, %d of ours; %v",
+					percentile(alone, 0.5), percentile(alone, 0.95), percentile(alone, 0.99),
+					percentile(r.waits, 0.5), percentile(r.waits, 0.95), percentile(r.waits, 0.99), 100*r.spare, r.pushed, len(r.waits), r.refused, g)
+				spare += r.spare / seeds
+				longer += percentile(r.waits, 0.95) / percentile(alone, 0.95) / seeds
+				pushed += float64(r.pushed) / float64(len(r.waits)) / seeds
+			}
+			t.Logf("p95 %.2f times as long, %.2f refused, %.1f %% of the spare slots used", longer, pushed, 100*spare)
+			if longer > c.longer || pushed > c.pushed || spare < c.spare {
+				t.Errorf("want p95 %.2f times as long and %.2f refused at most, %.1f %% of the spare slots used at least", c.longer, c.pushed, 100*c.spare)
+			}
+		})
+	}
+}
+
 // Where people would run into the limit, some of it is left to them.
 func TestSharedStaysBelowTheWall(t *testing.T) {
 	s := &script{t: t, g: NewGate(GateConfig{Max: 100, Shared: true}), now: epoch}
@@ -112,10 +156,20 @@ func TestSharedStaysBelowTheWall(t *testing.T) {
 	for range 50 {
 		s.endLast(Throttled, 0)
 	}
-	s.want("limit 45, in flight 50", 0)
-	s.end(10, Answered, 0)
-	s.want("limit 45, in flight 40", 5)
-	s.send(5)
+	s.want("limit 37, in flight 50", 0)
+	s.now = s.now.Add(10 * time.Second)
+	s.end(20, Answered, 0)
+	s.want("limit 37, in flight 30", 0) // somebody else may want the places
+	s.now = s.now.Add(50 * time.Millisecond)
+	s.want("limit 37, in flight 30", 7)
+	s.send(7)
+	s.now = s.now.Add(4 * time.Second)
+	s.want("limit 37, in flight 37", 0)
 	s.now = s.now.Add(time.Second)
-	s.want("limit 45, in flight 45", 6) // is there more?
+	s.want("limit 37, in flight 37", 14) // is there more?
+	s.send(5)
+	s.endLast(Throttled, 0) // no: somebody else is there
+	if room := s.g.Room(s.now); room != 0 || s.g.Limit() >= 37 {
+		t.Errorf("after a refusal there is room for %d of %d", room, s.g.Limit())
+	}
 }

@@ -14,8 +14,18 @@ import (
 // Throttling that begins at a certain number in flight is a wall. It is remembered, and tried
 // seldom: a try that is refused makes the next one later, one that is let in brings the next, larger
 // one at once.
+//
+// Where people are served, too, they are not to run into the wall. It stays well below, tries only
+// now and then, gives way by a part of its calls to every refusal, and comes back slowly. And it
+// leaves a place that an answer has made free alone for a breath: who always takes it at once never
+// hears that others want it, while they are refused all the time.
 type tolerance struct {
-	shared bool // with people, who are not to run into the wall
+	shared bool    // with people
+	press  float64 // unless the work is as urgent as that, from 0 to 1
+
+	took    float64     // seconds of an answer, on average
+	answers float64     // that it is the average of
+	freed   []time.Time // when answers came, of the last breath
 
 	allow float64 // calls in flight
 	clean float64 // answers since the last throttled call
@@ -42,6 +52,19 @@ const (
 
 	firstTry = time.Second
 	lastTry  = 30 * time.Second
+
+	// The same where people are refused whenever a try goes too far.
+	firstSharedTry = 15 * time.Second
+	lastSharedTry  = 5 * time.Minute
+	// below is the part of a wall that is used where people are served.
+	below = 0.75
+	// giveWay is the part of the calls that a refusal costs there, and comeBack what an answer brings.
+	giveWay  = 0.05
+	comeBack = 1.0 / 32
+	// longestBreath is how long a place stays free there after an answer, at most, and shortBreath
+	// the part of an answer's time that it is at most.
+	longestBreath = 50 * time.Millisecond
+	shortBreath   = 0.02
 )
 
 // most returns how many calls may be in flight, tries aside.
@@ -51,9 +74,36 @@ func (t *tolerance) most() float64 {
 	}
 	n := float64(t.wall - 1)
 	if t.shared {
-		n = math.Floor(0.9 * n)
+		n = math.Floor((below + (0.9-below)*t.press) * n)
 	}
 	return max(1, min(t.allow, n))
+}
+
+// tries returns how long to wait for the first try beyond a wall, and for any later one at most.
+func (t *tolerance) tries() (first, last time.Duration) {
+	if t.shared {
+		return firstSharedTry, lastSharedTry
+	}
+	return firstTry, lastTry
+}
+
+// breath is for how long a place is left alone after an answer.
+func (t *tolerance) breath() time.Duration {
+	if !t.shared || t.wall == 0 {
+		return 0
+	}
+	return time.Duration((1 - t.press) * min(shortBreath*t.took, longestBreath.Seconds()) * float64(time.Second))
+}
+
+// resting returns how many places are left alone at now, and until when the first of them is.
+func (t *tolerance) resting(now time.Time) (n int, until time.Time) {
+	b := t.breath()
+	for i, at := range t.freed {
+		if at.Add(b).After(now) {
+			return len(t.freed) - i, at.Add(b)
+		}
+	}
+	return 0, time.Time{}
 }
 
 // room returns how many calls may be in flight at now.
@@ -89,7 +139,8 @@ func (t *tolerance) pass(now time.Time) {
 // widen notes that calls are let in with level in flight, beyond the wall.
 func (t *tolerance) widen(level int, now time.Time) {
 	t.wall, t.allow = level+1, max(t.allow, float64(level))
-	t.top, t.tryAt, t.wait = 0, now, firstTry
+	t.wait, _ = t.tries()
+	t.top, t.tryAt = 0, now
 	t.step = min(2*t.step, level)
 }
 
@@ -117,6 +168,14 @@ func (t *tolerance) answered(call sentCall, want float64, now time.Time) {
 		t.widen(call.level, now)
 	}
 	t.clean++
+	if t.shared {
+		t.took += (now.Sub(call.at).Seconds() - t.took) / min(t.answers+1, 100)
+		t.answers++
+		rest, _ := t.resting(now)
+		t.freed = append(t.freed[len(t.freed)-rest:], now)
+		t.allow = min(t.allow+comeBack, max(t.allow, want))
+		return
+	}
 	if t.allow < want {
 		t.allow = min(t.allow+stray*(1+t.clean/t.allow), want)
 	}
@@ -131,10 +190,11 @@ func (t *tolerance) answered(call sentCall, want float64, now time.Time) {
 func (t *tolerance) throttled(call sentCall, others map[int64]sentCall, want float64, now time.Time) (known bool) {
 	t.pass(now)
 	level := len(others) + 1
+	first, last := t.tries()
 	switch {
 	case t.top > 0 && call.level >= t.wall && !call.at.Before(t.tried):
 		t.top, t.step = 0, 1
-		t.wait = min(2*t.wait, lastTry)
+		t.wait = min(2*t.wait, last)
 		t.tryAt = now.Add(t.wait)
 		t.wall = max(t.wall, level)
 		t.allow = max(t.allow, float64(t.wall-1)) // the others were let in
@@ -143,11 +203,16 @@ func (t *tolerance) throttled(call sentCall, others map[int64]sentCall, want flo
 		return true
 	case !t.lately(level, others, now):
 		if t.wall == 0 {
-			t.wait = firstTry
+			t.wait = first
 		}
 		t.wall, t.step, t.top = level, 1, 0
 		t.tryAt = now.Add(t.wait)
 		t.allow = max(1, min(t.allow, float64(level-1)))
+	case t.shared:
+		t.allow = min(t.allow, want, t.most())
+		t.allow = max(1, t.allow-max(1, (1-t.press)*giveWay*t.allow))
+		t.tryAt = latest(t.tryAt, now.Add(t.wait))
+		t.clean = 0
 	default:
 		t.allow = max(1, min(t.allow, want)-1)
 		t.clean = 0
@@ -168,4 +233,11 @@ func (t *tolerance) lately(level int, others map[int64]sentCall, now time.Time) 
 		}
 	}
 	return false
+}
+
+func latest(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
 }

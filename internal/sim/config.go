@@ -55,6 +55,9 @@ type Config struct {
 	// with cached blocks skips their prefill time. 0: there is no prefix cache.
 	PrefixCache int
 
+	// NoMetrics answers 404 to GET /metrics, as a server does that has none.
+	NoMetrics bool
+
 	// ReportCached puts cached_tokens into usage. Answers then depend on what was asked before.
 	ReportCached bool
 

@@ -5,9 +5,8 @@ import (
 	"strconv"
 )
 
-// writeMetrics answers GET /metrics in Prometheus' text format, under vLLM's names. The use of the
-// KV cache is the share of slots that are busy.
-func (s *Server) writeMetrics(w http.ResponseWriter, r *http.Request) {
+// all returns every model, the one that serves any name among them.
+func (s *Server) all() []*model {
 	models := make([]*model, 0, len(s.cfg.Models)+1)
 	if s.any != nil {
 		models = append(models, s.any)
@@ -15,6 +14,35 @@ func (s *Server) writeMetrics(w http.ResponseWriter, r *http.Request) {
 	for _, m := range s.cfg.Models {
 		models = append(models, s.models[m.ID])
 	}
+	return models
+}
+
+// Load returns how many calls are worked on and how many wait for a slot, all models together.
+func (s *Server) Load() (running, waiting int) {
+	for _, m := range s.all() {
+		running += int(m.running.Load())
+		waiting += int(m.waiting.Load())
+	}
+	return running, waiting
+}
+
+// PrefixTokens returns how many tokens of prompts were looked up in the prefix cache, and found.
+func (s *Server) PrefixTokens() (asked, found uint64) {
+	for _, m := range s.all() {
+		asked += m.cacheQueries.Load()
+		found += m.cacheHitTokens.Load()
+	}
+	return asked, found
+}
+
+// writeMetrics answers GET /metrics in Prometheus' text format, under vLLM's names. The use of the
+// KV cache is the share of slots that are busy.
+func (s *Server) writeMetrics(w http.ResponseWriter, r *http.Request) {
+	if s.cfg.NoMetrics {
+		s.refuse(w, &refusal{status: http.StatusNotFound, msg: "this server has no metrics"})
+		return
+	}
+	models := s.all()
 	cacheUsage := func(m *model) float64 { return float64(m.running.Load()) / float64(s.cfg.Slots) }
 
 	var b []byte

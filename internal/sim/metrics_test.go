@@ -44,3 +44,9 @@ func TestMetrics(t *testing.T) {
 		c.wg.Wait()
 	})
 }
+
+func TestNoMetrics(t *testing.T) {
+	if status, _ := get(New(Config{NoMetrics: true}), "/metrics"); status != 404 {
+		t.Errorf("GET /metrics is answered %d, want 404", status)
+	}
+}

@@ -1,0 +1,480 @@
+package scheduling_test
+
+import (
+	"bytes"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"offpeak/internal/batch"
+	"offpeak/internal/sim"
+	"offpeak/internal/upstream"
+)
+
+var requests = flag.Int("requests", 6000, "requests of a scenario")
+
+// A run is what came of one batch on one upstream.
+type run struct {
+	makespan time.Duration
+	work     float64 // slot-seconds that were busy
+	idle     float64 // share of slot-seconds idle while there were more requests open than slots
+	refused  int64   // calls
+	limit    string
+}
+
+const slots = 64
+
+// heavy is an upstream of 64 slots with a queue and answers of 2 s in the median, 30 s at p99.
+func heavy() sim.Config {
+	return sim.Config{
+		Slots: slots, MedianTokens: 100, P99Tokens: 1500, Timing: sim.Timing{Decode: 20 * time.Millisecond},
+		Context: 1 << 20, Seed: 7,
+	}
+}
+
+// makespan runs one batch of n requests to its end. trouble, if not nil, happens to the upstream
+// meanwhile.
+func makespan(t *testing.T, n, maxInFlight int, cfg sim.Config, trouble func(*station)) (r run) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		s := w.upstream(cfg, upstream.Config{MaxInFlight: maxInFlight})
+		w.start()
+		g := watch(s)
+		defer g.stop()
+		if trouble != nil {
+			go trouble(s)
+		}
+		text := chat(n, "m", "everything")
+		start := time.Now()
+		id := w.create(batch.DefaultProject, text, 24*time.Hour)
+		full := time.Duration(0) // until when there was enough for every slot
+		var busy float64
+		b := w.ends(batch.DefaultProject, id, 100*time.Millisecond, func(b batch.Batch) {
+			if b.Counts.Total == 0 || b.Counts.Total-b.Counts.Completed > slots {
+				full, busy = time.Since(start), g.read()
+			}
+		})
+		r = run{makespan: b.CompletedAt.Sub(b.CreatedAt), work: g.read(), refused: s.refused.Load()}
+		r.makespan = time.Since(start)
+		r.idle = 1 - busy/(full.Seconds()*slots)
+		w.stop()
+	})
+	return r
+}
+
+// fixed are limits that an operator might set, one of which is best.
+var fixed = []int{56, 64, 72, 96}
+
+// TestMakespan compares an upstream without settings with the best fixed limit, and with the bound
+// that nobody can beat: all work, on all slots, all the time.
+func TestMakespan(t *testing.T) {
+	for _, test := range []struct {
+		name    string
+		cfg     func(*sim.Config)
+		trouble func(*station)
+		lost    time.Duration // for which the upstream was away
+		most    float64       // makespan ÷ best fixed limit
+		idle    float64       // share of slot-seconds idle, at most
+		refused float64       // share of calls refused, at most
+	}{
+		{name: "queue, with /metrics", most: 1.05, idle: 0.02},
+		{name: "queue, without", cfg: func(c *sim.Config) { c.NoMetrics = true }, most: 1.05, idle: 0.03},
+		{name: "1 % stray 429, without", cfg: func(c *sim.Config) { c.NoMetrics, c.Faults.Throttle = true, 0.01 }, most: 1.05, idle: 0.03, refused: 0.015},
+		{name: "1 % stray 429, with", cfg: func(c *sim.Config) { c.Faults.Throttle = 0.01 }, most: 1.05, idle: 0.02, refused: 0.015},
+		{name: "429 above 64", cfg: func(c *sim.Config) { c.NoMetrics, c.MaxInFlight = true, 64 }, most: 1.05, idle: 0.03, refused: 0.03},
+		{name: "503 for a minute", cfg: func(c *sim.Config) { c.NoMetrics, c.DownStatus = true, 503 },
+			trouble: down(100*time.Second, time.Minute), lost: time.Minute, most: 1.05, idle: 1, refused: 0.05},
+		{name: "lost and back", cfg: func(c *sim.Config) { c.NoMetrics = true },
+			trouble: gone(100*time.Second, time.Minute), lost: time.Minute, most: 1.05, idle: 1},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			cfg := heavy()
+			if test.cfg != nil {
+				test.cfg(&cfg)
+			}
+			best, at := time.Duration(0), 0
+			for _, n := range fixed {
+				if cfg.MaxInFlight > 0 && n > cfg.MaxInFlight {
+					continue
+				}
+				if r := makespan(t, *requests, n, cfg, test.trouble); best == 0 || r.makespan < best {
+					best, at = r.makespan, n
+				}
+			}
+			r := makespan(t, *requests, 0, cfg, test.trouble)
+			bound := r.work/slots + test.lost.Seconds()
+			ratio := r.makespan.Seconds() / best.Seconds()
+			share := float64(r.refused) / float64(int64(*requests)+r.refused)
+			row(t, "%-24s  %7.0f s  ÷ best fixed (%d) %.3f  ÷ bound %.3f  idle %.3f  refused %d (%.2f %%)",
+				test.name, r.makespan.Seconds(), at, ratio, r.makespan.Seconds()/bound, r.idle, r.refused, 100*share)
+			if ratio > test.most {
+				t.Errorf("makespan is %.3f of the best fixed limit's, want %.2f at most", ratio, test.most)
+			}
+			if r.idle > test.idle {
+				t.Errorf("%.3f of the slots were idle, want %.3f at most", r.idle, test.idle)
+			}
+			if share > test.refused+1e-9 {
+				t.Errorf("%.4f of the calls were refused, want %.4f at most", share, test.refused)
+			}
+		})
+	}
+}
+
+// down has an upstream answer DownStatus, or cut connections, for a while.
+func down(after, how time.Duration) func(*station) {
+	return func(s *station) {
+		time.Sleep(after)
+		s.SetDown(true)
+		time.Sleep(how)
+		s.SetDown(false)
+	}
+}
+
+// gone cuts an upstream's connections and refuses new ones for a while.
+func gone(after, how time.Duration) func(*station) {
+	return func(s *station) {
+		time.Sleep(after)
+		s.away.Store(true)
+		s.SetDown(true)
+		time.Sleep(how)
+		s.SetDown(false)
+		s.away.Store(false)
+	}
+}
+
+// row prints a row of the table.
+func row(t *testing.T, format string, args ...any) {
+	t.Helper()
+	t.Logf("| "+format, args...)
+}
+
+// TestLanes runs a model that answers at once beside one that takes 3 s a call, in one batch and in
+// two. Each ends as if it were alone.
+func TestLanes(t *testing.T) {
+	const fastN, slowN = 2000, 400
+	world := func(t *testing.T) *world {
+		w := newWorld(t)
+		w.upstream(sim.Config{Slots: slots, Models: []sim.Model{{ID: "fast", Timing: &sim.Timing{Latency: 50 * time.Millisecond}}, {ID: "unused"}}}, upstream.Config{})
+		w.upstream(sim.Config{Slots: slots, Models: []sim.Model{{ID: "slow", Timing: &sim.Timing{Latency: 3 * time.Second}}}}, upstream.Config{})
+		w.start()
+		time.Sleep(time.Second) // the lists of models are read
+		return w
+	}
+	alone := func(t *testing.T, text []byte) (took time.Duration) {
+		synctest.Test(t, func(t *testing.T) {
+			w := world(t)
+			start := time.Now()
+			w.ends(batch.DefaultProject, w.create(batch.DefaultProject, text, 24*time.Hour), 10*time.Millisecond, nil)
+			took = time.Since(start)
+			w.stop()
+		})
+		return took
+	}
+	fast, slow := chat(fastN, "fast", "birds"), chat(slowN, "slow", "stones")
+	fastAlone, slowAlone := alone(t, fast), alone(t, slow)
+
+	var fastTook, slowTook time.Duration
+	synctest.Test(t, func(t *testing.T) {
+		w := world(t)
+		start := time.Now()
+		var wg sync.WaitGroup
+		for _, b := range []struct {
+			text []byte
+			took *time.Duration
+		}{{slow, &slowTook}, {fast, &fastTook}} {
+			id := w.create(batch.DefaultProject, b.text, 24*time.Hour)
+			wg.Go(func() {
+				w.ends(batch.DefaultProject, id, 10*time.Millisecond, nil)
+				*b.took = time.Since(start)
+			})
+		}
+		wg.Wait()
+		w.stop()
+	})
+	f, s := fastTook.Seconds()/fastAlone.Seconds(), slowTook.Seconds()/slowAlone.Seconds()
+	row(t, "two batches: fast %.2f s, %.2f of alone; slow %.1f s, %.2f of alone", fastTook.Seconds(), f, slowTook.Seconds(), s)
+	if f > 1.1 || s > 1.1 {
+		t.Error("want 1.1 of alone at most")
+	}
+
+	// In one batch the fast model's last answer counts, since the batch ends with the slow one.
+	synctest.Test(t, func(t *testing.T) {
+		w := world(t)
+		mixed := append(bytes.Clone(slow), bytes.ReplaceAll(fast, []byte(`"custom_id":"r-`), []byte(`"custom_id":"f-`))...)
+		lines := slices.Collect(bytes.Lines(mixed))
+		rand.New(rand.NewPCG(1, 1)).Shuffle(len(lines), func(i, j int) { lines[i], lines[j] = lines[j], lines[i] })
+		start := time.Now()
+		id := w.create(batch.DefaultProject, bytes.Join(lines, nil), 24*time.Hour)
+		w.ends(batch.DefaultProject, id, 10*time.Millisecond, func(batch.Batch) {
+			if fastTook = time.Since(start); w.ups[0].served.Load() < fastN {
+				f = fastTook.Seconds() / fastAlone.Seconds()
+			}
+		})
+		s = time.Since(start).Seconds() / slowAlone.Seconds()
+		w.stop()
+	})
+	row(t, "one batch: fast %.2f of alone; slow %.2f of alone", f, s)
+	if f > 1.2 || s > 1.1 {
+		t.Error("want 1.2 and 1.1 of alone at most")
+	}
+}
+
+// TestShares has four projects of weights 1:1:2:4 on one upstream, one of them with a hundred times
+// the work. While all have work, each gets its share of the slots, over the whole time and in every
+// minute of it.
+func TestShares(t *testing.T) {
+	const minutes = 8
+	weights := []int{1, 1, 2, 4}
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.upstream(heavy(), upstream.Config{})
+		w.start()
+		var projects, batches []string
+		for i, weight := range weights {
+			projects = append(projects, w.project(fmt.Sprintf("p%d", i), weight))
+		}
+		batches = append(batches, w.create(projects[0], chat(60_000, "m", "the first"), 24*time.Hour))
+		time.Sleep(30 * time.Second) // the others come while it runs
+		for i, p := range projects[1:] {
+			batches = append(batches, w.create(p, chat(1500*weights[i+1], "m", fmt.Sprintf("project %d", i)), 24*time.Hour))
+		}
+		time.Sleep(time.Minute) // until calls that began before have ended
+		var got, total [minutes][4]float64
+		for minute := range minutes {
+			for range 300 {
+				time.Sleep(200 * time.Millisecond)
+				sum := 0
+				for i, id := range batches {
+					n := w.engine.Activity(batch.Batch{ID: id, Project: projects[i], Status: batch.InProgress}).InFlight
+					got[minute][i] += float64(n)
+					sum += n
+				}
+				for i := range batches {
+					total[minute][i] += float64(sum)
+				}
+			}
+		}
+		for i, weight := range weights {
+			due := float64(weight) / 8
+			all, of, worst := 0.0, 0.0, 0.0
+			for minute := range minutes {
+				x := got[minute][i] / total[minute][i] / due
+				worst = max(worst, max(x, 1/x)-1)
+				all, of = all+got[minute][i], of+total[minute][i]
+			}
+			x := all / of / due
+			row(t, "weight %d: %.3f of its due in %d minutes; %.3f off in the worst of them", weight, x, minutes, worst)
+			if max(x, 1/x) > 1.05 {
+				t.Errorf("weight %d gets %.3f of its due, want it within 0.05", weight, x)
+			}
+		}
+		for i, p := range projects {
+			if b := w.look(p, batches[i]); b.Status != batch.InProgress {
+				t.Errorf("project %d had no work left", i)
+			}
+		}
+		w.stop()
+	})
+}
+
+// TestShared has people use an upstream in bursts, with and without a batch beside them.
+func TestShared(t *testing.T) {
+	for _, metrics := range []bool{true, false} {
+		const span = 30 * time.Minute
+		cfg := heavy()
+		cfg.NoMetrics = !metrics
+		cfg.MedianTokens, cfg.P99Tokens = 100, 300
+		cfg.Models = []sim.Model{{ID: "m"}, {ID: "people", Timing: &sim.Timing{Latency: 200 * time.Millisecond, Decode: 5 * time.Millisecond}}}
+		if !metrics {
+			cfg.MaxInFlight = slots + 8 // of a server that throttles, since nothing else says that it is full
+		}
+		people := func(t *testing.T, withBatch bool) (latency []time.Duration, busy, refused, own float64) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t)
+				s := w.upstream(cfg, upstream.Config{Shared: true})
+				w.start()
+				g := watch(s)
+				defer g.stop()
+				if withBatch {
+					w.create(batch.DefaultProject, chat(60_000, "m", "the night"), 24*time.Hour)
+					time.Sleep(2 * time.Minute)
+				}
+				var mu sync.Mutex
+				var wg sync.WaitGroup
+				dice := rand.New(rand.NewPCG(3, 3))
+				start, before := time.Now(), g.read()
+				for n := 0; time.Since(start) < span; n++ {
+					// A burst of half a minute with up to 20 people, then half a minute of one or two.
+					gap := 40 * time.Millisecond
+					if int(time.Since(start)/(30*time.Second))%2 == 1 {
+						gap = 2 * time.Second
+					}
+					time.Sleep(time.Duration(dice.ExpFloat64() * float64(gap)))
+					wg.Go(func() {
+						took, pushed := s.ask([]byte(fmt.Sprintf(`{"model":"people","messages":[{"role":"user","content":"person %d"}]}`, n)))
+						mu.Lock()
+						latency = append(latency, took)
+						refused += float64(pushed)
+						mu.Unlock()
+					})
+				}
+				wg.Wait()
+				busy = (g.read() - before) / (time.Since(start).Seconds() * slots)
+				for _, d := range latency {
+					own += d.Seconds() / (time.Since(start).Seconds() * slots)
+				}
+				w.stop()
+			})
+			slices.Sort(latency)
+			return latency, busy, refused / float64(len(latency)), own
+		}
+		at := func(l []time.Duration, q int) float64 { return l[len(l)*q/100].Seconds() }
+		alone, _, _, own := people(t, false)
+		with, busy, refused, _ := people(t, true)
+		spare := (busy - own) / (1 - own)
+		name := map[bool]string{true: "with /metrics", false: "without"}[metrics]
+		row(t, "people beside a batch, %s: p50 %.2f p95 %.2f p99 %.2f s alone, %.2f %.2f %.2f s with it (p95 ×%.2f); %.2f of their calls refused; batch gets %.2f of what is spare",
+			name, at(alone, 50), at(alone, 95), at(alone, 99), at(with, 50), at(with, 95), at(with, 99), at(with, 95)/at(alone, 95), refused, spare)
+		if at(with, 95) > 1.2*at(alone, 95) {
+			t.Errorf("p95 of people is %.2f of alone, want 1.2 at most", at(with, 95)/at(alone, 95))
+		}
+		if refused > 0.2 {
+			t.Errorf("%.2f of people's calls were refused, want 0.2 at most", refused)
+		}
+		if least := map[bool]float64{true: 0.9, false: 0.6}[metrics]; spare < least {
+			t.Errorf("batch gets %.2f of what is spare, want %.2f at least", spare, least)
+		}
+	}
+}
+
+// TestETA asks when a batch will be done, and looks how wrong the answer was.
+func TestETA(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.upstream(heavy(), upstream.Config{})
+		w.start()
+		start := time.Now()
+		id := w.create(batch.DefaultProject, chat(*requests, "m", "time"), 24*time.Hour)
+		told := map[int]time.Time{}
+		b := w.ends(batch.DefaultProject, id, time.Second, func(b batch.Batch) {
+			for _, done := range []int{10, 50, 90} {
+				if _, ok := told[done]; !ok && b.Counts.Total > 0 && 100*b.Counts.Completed >= int64(done)*b.Counts.Total {
+					told[done] = w.engine.Activity(b).ETA
+				}
+			}
+		})
+		took := b.CompletedAt.Sub(start)
+		for _, done := range []int{10, 50, 90} {
+			off := told[done].Sub(b.CompletedAt).Seconds() / took.Seconds()
+			row(t, "at %d %% done the end is told %.1f %% of the whole time off", done, 100*off)
+			if told[done].IsZero() || max(off, -off) > 0.15 {
+				t.Errorf("at %d %% done it is told to end at %v; it ended at %v", done, told[done], b.CompletedAt)
+			}
+		}
+		w.stop()
+	})
+}
+
+// TestPrefixes sends eight-shot prompts of 20 kinds, shuffled, through an upstream whose prefix
+// cache holds a few of them.
+func TestPrefixes(t *testing.T) {
+	const kinds = 20
+	prefixes, questions := shots(t, kinds)
+	n := min(*requests, 4000)
+	input := func(sorted bool) []byte {
+		dice := rand.New(rand.NewPCG(5, 5))
+		var buf bytes.Buffer
+		for i := range n {
+			messages := turns(append(slices.Clone(prefixes[dice.IntN(kinds)]), fmt.Sprintf("%s (%d)", questions[i%len(questions)], i)))
+			if sorted {
+				buf.Write(lineWith(i, struct {
+					Model    string              `json:"model"`
+					Messages []map[string]string `json:"messages"`
+				}{"m", messages}))
+				continue
+			}
+			// What stands first is all that differs to whoever sorts bodies; the upstream looks at the
+			// messages alone.
+			buf.Write(lineWith(i, struct {
+				User     string              `json:"user"`
+				Model    string              `json:"model"`
+				Messages []map[string]string `json:"messages"`
+			}{fmt.Sprintf("%016x", dice.Uint64()), "m", messages}))
+		}
+		return buf.Bytes()
+	}
+	for _, ups := range []int{1, 2} {
+		measure := func(sorted bool) (took time.Duration, hits float64) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t)
+				for range ups {
+					w.upstream(sim.Config{
+						Slots: slots, MedianTokens: 60, P99Tokens: 200, Seed: 7, Context: 1 << 20, PrefixCache: 400,
+						Timing: sim.Timing{Decode: 10 * time.Millisecond, Prefill: 400 * time.Millisecond},
+					}, upstream.Config{})
+				}
+				w.start()
+				start := time.Now()
+				w.ends(batch.DefaultProject, w.create(batch.DefaultProject, input(sorted), 24*time.Hour), 100*time.Millisecond, nil)
+				took = time.Since(start)
+				asked, found := uint64(0), uint64(0)
+				for _, s := range w.ups {
+					a, f := s.PrefixTokens()
+					asked, found = asked+a, found+f
+				}
+				hits = float64(found) / float64(asked)
+				w.stop()
+			})
+			return took, hits
+		}
+		without, missed := measure(false)
+		with, hits := measure(true)
+		row(t, "%d upstreams: %.1f s with prefix order, %.1f s without: ÷ %.2f; hit rate %.2f against %.2f",
+			ups, with.Seconds(), without.Seconds(), with.Seconds()/without.Seconds(), hits, missed)
+		if hits < 0.9 {
+			t.Errorf("the hit rate is %.2f, want 0.9", hits)
+		}
+	}
+}
+
+// shots returns beginnings of conversations, each of eight solved problems, and questions.
+func shots(t *testing.T, kinds int) (prefixes [][]string, questions []string) {
+	problems := problems(t)
+	for k := range kinds {
+		var p []string
+		for i := range 8 {
+			x := problems[(8*k+i)%len(problems)]
+			p = append(p, x.Question, x.Answer)
+		}
+		prefixes = append(prefixes, p)
+	}
+	for _, x := range problems {
+		questions = append(questions, x.Question)
+	}
+	return prefixes, questions
+}
+
+type problem struct{ Question, Answer string }
+
+// problems are those of ../../../shared/data where they are present, else some of our own.
+func problems(t *testing.T) (list []problem) {
+	list = readProblems(t)
+	if len(list) > 0 {
+		return list
+	}
+	t.Log("shared/data is not here: the problems are made up")
+	for i := range 400 {
+		list = append(list, problem{
+			fmt.Sprintf("A baker has %d trays with %d rolls each and sells %d. %s How many rolls are left?", i+3, i%7+4, i%11, strings.Repeat("The shop opens at eight. ", 8)),
+			fmt.Sprintf("%d times %d is %d, less %d. %s", i+3, i%7+4, (i+3)*(i%7+4), i%11, strings.Repeat("So we count. ", 10)),
+		})
+	}
+	return list
+}
