@@ -117,6 +117,9 @@ func TestWaitingFor(t *testing.T) {
 			id := b.run(chat(20))
 			time.Sleep(10 * time.Second)
 			p.waitsFor(id, `lane m: throttled by http://up0/v1 until `+clock)
+			if n := u.Calls().Calls; n > 8 {
+				b.Errorf("%d calls while it asks everybody to wait for a minute", n)
+			}
 			if s := p.Upstreams()[0]; !s.ThrottledUntil.After(time.Now()) || s.Healthy {
 				b.Errorf("the upstream throttles until %v, healthy %v", s.ThrottledUntil, s.Healthy)
 			}

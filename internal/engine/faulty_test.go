@@ -36,6 +36,21 @@ type faults struct {
 	decide func(op string, n, all int) fate
 	// before is called before an operation, if it is not nil.
 	before func(op string, n int)
+	// lapsed reports whether what was claimed under the token, a segment or a batch, is its owner's no
+	// more; intruded is told of a write that was made all the same. Nil: nobody cares.
+	lapsed   func(table string, id any, token string) bool
+	intruded func(op string, id any)
+}
+
+// guard does a write of whoever has claimed something, and tells if it is made though the claim had
+// lapsed before: a token is never given out twice, so what has lapsed stays so.
+func (f *faults) guard(op, table string, id any, token string, do func() error) error {
+	lapsed := f.lapsed != nil && f.lapsed(table, id, token)
+	err := do()
+	if lapsed && err == nil {
+		f.intruded(op, id)
+	}
+	return err
 }
 
 func newFaults(decide func(op string, n, all int) fate) *faults {
@@ -132,11 +147,15 @@ func (s *faultyStore) ClaimValidating(ctx context.Context, node string) (*batch.
 }
 
 func (s *faultyStore) Admit(ctx context.Context, a batch.Admission, model string, segments []batch.Segment) error {
-	return throughErr(s.f, "Admit", func() error { return s.s.Admit(ctx, a, model, segments) })
+	return throughErr(s.f, "Admit", func() error {
+		return s.f.guard("Admit", "batches", a.Batch.ID, a.Token, func() error { return s.s.Admit(ctx, a, model, segments) })
+	})
 }
 
 func (s *faultyStore) Reject(ctx context.Context, a batch.Admission, errs []batch.LineError) error {
-	return throughErr(s.f, "Reject", func() error { return s.s.Reject(ctx, a, errs) })
+	return throughErr(s.f, "Reject", func() error {
+		return s.f.guard("Reject", "batches", a.Batch.ID, a.Token, func() error { return s.s.Reject(ctx, a, errs) })
+	})
 }
 
 func (s *faultyStore) Validating(ctx context.Context, a batch.Admission) (bool, error) {
@@ -160,7 +179,9 @@ func (s *faultyStore) Claim(ctx context.Context, node string, w batch.Work) (*ba
 }
 
 func (s *faultyStore) Release(ctx context.Context, l batch.Lease) error {
-	return throughErr(s.f, "Release", func() error { return s.s.Release(ctx, l) })
+	return throughErr(s.f, "Release", func() error {
+		return s.f.guard("Release", "segments", l.ID, l.Token, func() error { return s.s.Release(ctx, l) })
+	})
 }
 
 func (s *faultyStore) ReleaseStrays(ctx context.Context, node string, known []string) error {
@@ -172,7 +193,13 @@ func (s *faultyStore) Endings(ctx context.Context, batches []string) (map[string
 }
 
 func (s *faultyStore) Seal(ctx context.Context, l batch.Lease, output, errs batch.Part) (bool, error) {
-	return through(s.f, "Seal", func() (bool, error) { return s.s.Seal(ctx, l, output, errs) })
+	return through(s.f, "Seal", func() (last bool, err error) {
+		err = s.f.guard("Seal", "segments", l.ID, l.Token, func() error {
+			last, err = s.s.Seal(ctx, l, output, errs)
+			return err
+		})
+		return last, err
+	})
 }
 
 func (s *faultyStore) ReserveBlob(ctx context.Context, key string) error {
@@ -180,7 +207,21 @@ func (s *faultyStore) ReserveBlob(ctx context.Context, key string) error {
 }
 
 func (s *faultyStore) Record(ctx context.Context, groups []batch.Group) ([]int64, error) {
-	return through(s.f, "Record", func() ([]int64, error) { return s.s.Record(ctx, groups) })
+	return through(s.f, "Record", func() ([]int64, error) {
+		var lapsed []int64
+		for _, g := range groups {
+			if s.f.lapsed != nil && s.f.lapsed("segments", g.Lease.ID, g.Lease.Token) {
+				lapsed = append(lapsed, g.Lease.ID)
+			}
+		}
+		lost, err := s.s.Record(ctx, groups)
+		for _, id := range lapsed {
+			if err == nil && !slices.Contains(lost, id) {
+				s.f.intruded("Record", id)
+			}
+		}
+		return lost, err
+	})
 }
 
 func (s *faultyStore) JournalSeqs(ctx context.Context, segment int64) ([]int64, error) {

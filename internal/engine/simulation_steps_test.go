@@ -78,6 +78,10 @@ func (w *world) process(f *faults) *process {
 	life := w.lives
 	f.decide = func(op string, n, all int) fate { return w.fate(f, life, op, n, all) }
 	f.before = func(op string, n int) { w.slow(life, op, n) }
+	f.lapsed = w.lapsed
+	f.intruded = func(op string, id any) {
+		w.Errorf("process %d: %s of %v went through after its lease was lost", life, op, id)
+	}
 	p := w.start(f.in, small(w.lines), func(c *engine.Config) {
 		*c = c.WithPoll(w.poll)
 		c.Node = fmt.Sprint("process ", life)
@@ -93,6 +97,13 @@ func (w *world) process(f *faults) *process {
 		c.Upstreams = upstream.NewPool(ups...)
 	})
 	return p
+}
+
+// lapsed reports whether what is in the table is no longer its who holds the token.
+func (w *world) lapsed(table string, id any, token string) bool {
+	var n int
+	err := w.db.QueryRow("SELECT count(*) FROM "+table+" WHERE id = $1 AND token = $2", id, token).Scan(&n)
+	return err == nil && n == 0
 }
 
 // brief leaves out of a line of the log what does not tell much.

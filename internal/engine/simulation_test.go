@@ -100,6 +100,7 @@ type world struct {
 	*bench
 	seed  uint64
 	trace *trace
+	db    *sql.DB // reads what is there
 	steps int
 	step  int
 
@@ -157,6 +158,11 @@ func newWorld(t *testing.T, seed uint64, trace *trace) *world {
 		lists: map[*up]bool{}, cures: map[*up]func(){}, unsure: map[string]bool{},
 	}
 	w.patience = 12 * time.Hour
+	var err error
+	if w.db, err = sql.Open("sqlite", "file:"+filepath.Join(w.dir, "offpeak.db")+"?mode=ro"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { w.db.Close() })
 	dice := w.dice("world")
 	w.steps = 10 + dice.IntN(30)
 	w.gentle = dice.IntN(2) == 0
@@ -449,12 +455,7 @@ func (w *world) sweepUp() {
 // count counts rows of the database.
 func (w *world) count(from string) (n int) {
 	w.Helper()
-	db, err := sql.Open("sqlite", "file:"+filepath.Join(w.dir, "offpeak.db")+"?mode=ro")
-	if err != nil {
-		w.Fatal(err)
-	}
-	defer db.Close()
-	if err := db.QueryRow("SELECT count(*) FROM " + from).Scan(&n); err != nil {
+	if err := w.db.QueryRow("SELECT count(*) FROM " + from).Scan(&n); err != nil {
 		w.Fatal(err)
 	}
 	return n

@@ -216,6 +216,7 @@ func (g *Gate) Done(ticket int64, r Report, now time.Time) {
 		}
 		g.overtake(ticket)
 		known = g.tolerance.throttled(call, g.calls, g.want, now)
+		known = known && call.level > 1 // if even one is too many, that is an outage
 	}
 	g.outage.failed(failure{r, ticket, now.Sub(call.at), g.sent, g.Limit(), g.inFlight, known}, now)
 	if r.Outcome == Throttled && g.outage.closed && !wasClosed {
