@@ -132,8 +132,8 @@ func TestMakespan(t *testing.T) {
 			bound := r.work/slots + test.lost.Seconds()
 			ratio := r.makespan.Seconds() / best.Seconds()
 			share := float64(r.refused) / float64(int64(*requests)+r.refused)
-			row(t, "%-24s  %7.0f s  ÷ best fixed (%d) %.3f  ÷ bound %.3f  idle %.3f  refused %d (%.2f %%)",
-				test.name, r.makespan.Seconds(), at, ratio, r.makespan.Seconds()/bound, r.idle, r.refused, 100*share)
+			row(t, test.name, "%6.0f s  ÷ best fixed (%d) %.3f  ÷ bound %.3f  idle %.3f  refused %3d (%.2f %%)",
+				r.makespan.Seconds(), at, ratio, r.makespan.Seconds()/bound, r.idle, r.refused, 100*share)
 			most, idle := test.most, test.idle+finding.Seconds()/r.full.Seconds()
 			if *requests < 4000 {
 				most += finding.Seconds() / best.Seconds()
@@ -174,9 +174,9 @@ func gone(after, how time.Duration) func(*station) {
 }
 
 // row prints a row of the table.
-func row(t *testing.T, format string, args ...any) {
+func row(t *testing.T, name, format string, args ...any) {
 	t.Helper()
-	t.Logf("| "+format, args...)
+	t.Logf("| %-38s %s", name, fmt.Sprintf(format, args...))
 }
 
 // TestLanes runs a model that answers at once beside one that takes 3 s a call, in one batch and in
@@ -224,7 +224,7 @@ func TestLanes(t *testing.T) {
 		w.stop()
 	})
 	f, s := fastTook.Seconds()/fastAlone.Seconds(), slowTook.Seconds()/slowAlone.Seconds()
-	row(t, "two batches: fast %.2f s, %.2f of alone; slow %.1f s, %.2f of alone", fastTook.Seconds(), f, slowTook.Seconds(), s)
+	row(t, "50 ms and 3 s a call, two batches", "fast %.2f s, %.2f of alone; slow %.1f s, %.2f of alone", fastTook.Seconds(), f, slowTook.Seconds(), s)
 	if f > 1.1 || s > 1.1 {
 		t.Error("want 1.1 of alone at most")
 	}
@@ -245,13 +245,13 @@ func TestLanes(t *testing.T) {
 		s = time.Since(start).Seconds() / slowAlone.Seconds()
 		w.stop()
 	})
-	row(t, "one batch: fast %.2f of alone; slow %.2f of alone", f, s)
+	row(t, "50 ms and 3 s a call, one batch", "fast %.2f of alone; slow %.2f of alone", f, s)
 	if f > 1.2 || s > 1.1 {
 		t.Error("want 1.2 and 1.1 of alone at most")
 	}
 }
 
-// TestShares has four projects of weights 1:1:2:4 on one upstream, one of them with a hundred times
+// TestShares has four projects of weights 1:1:2:4 on one upstream, one of them with forty times
 // the work. While all have work, each gets its share of the slots, over the whole time and in every
 // minute of it.
 func TestShares(t *testing.T) {
@@ -261,7 +261,7 @@ func TestShares(t *testing.T) {
 	if *requests < 4000 {
 		minutes, off = most/2, 0.08 // it is an average
 	}
-	weights := []int{1, 1, 2, 4}
+	weights, work := []int{1, 1, 2, 4}, []int{60_000, 1500, 3000, 6000}
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		w.upstream(heavy(), upstream.Config{})
@@ -270,10 +270,10 @@ func TestShares(t *testing.T) {
 		for i, weight := range weights {
 			projects = append(projects, w.project(fmt.Sprintf("p%d", i), weight))
 		}
-		batches = append(batches, w.create(projects[0], chat(60_000, "m", "the first"), 24*time.Hour))
+		batches = append(batches, w.create(projects[0], chat(work[0], "m", "the first"), 24*time.Hour))
 		time.Sleep(30 * time.Second) // the others come while it runs
 		for i, p := range projects[1:] {
-			batches = append(batches, w.create(p, chat(1500*weights[i+1], "m", fmt.Sprintf("project %d", i)), 24*time.Hour))
+			batches = append(batches, w.create(p, chat(work[i+1], "m", fmt.Sprintf("project %d", i)), 24*time.Hour))
 		}
 		time.Sleep(time.Minute) // until calls that began before have ended
 		var got, total [most][4]float64
@@ -300,7 +300,7 @@ func TestShares(t *testing.T) {
 				all, of = all+got[minute][i], of+total[minute][i]
 			}
 			x := all / of / due
-			row(t, "weight %d: %.3f of its due in %d minutes; %.3f off in the worst of them", weight, x, minutes, worst)
+			row(t, fmt.Sprintf("share of %d in 8, %d requests", weight, work[i]), "%.3f of its due in %d minutes; %.3f off in the worst of them", x, minutes, worst)
 			if max(x, 1/x)-1 > off {
 				t.Errorf("weight %d gets %.3f of its due, want it within %.2f", weight, x, off)
 			}
@@ -371,8 +371,8 @@ func TestShared(t *testing.T) {
 		with, busy, refused, _ := people(t, true)
 		used := (busy - own) / (1 - own)
 		name := map[bool]string{true: "with /metrics", false: "without"}[metrics]
-		row(t, "people beside a batch, %s: p50 %.2f p95 %.2f p99 %.2f s alone, %.2f %.2f %.2f s with it (p95 ×%.2f); %.2f of their calls refused; batch gets %.2f of what is spare",
-			name, at(alone, 50), at(alone, 95), at(alone, 99), at(with, 50), at(with, 95), at(with, 99), at(with, 95)/at(alone, 95), refused, used)
+		row(t, "people beside a batch, "+name, "p50 %.2f p95 %.2f p99 %.2f s alone, %.2f %.2f %.2f s with it (p95 ×%.2f); %.2f of their calls refused; batch gets %.2f of what is spare",
+			at(alone, 50), at(alone, 95), at(alone, 99), at(with, 50), at(with, 95), at(with, 99), at(with, 95)/at(alone, 95), refused, used)
 		if at(with, 95) > 1.2*at(alone, 95) {
 			t.Errorf("p95 of people is %.2f of alone, want 1.2 at most", at(with, 95)/at(alone, 95))
 		}
@@ -419,8 +419,8 @@ func TestETA(t *testing.T) {
 		})
 	}
 	for i, most := range []float64{0.1, 0.1, 0.15} {
-		row(t, "time of arrival at %d %% done: off by %.1f %% of the whole time, by %.1f %% in the worst of %d batches, on average %+.1f %%",
-			shares[i], 100*off[i], 100*worst[i], batches, 100*aside[i])
+		row(t, fmt.Sprintf("time of arrival at %d %% done", shares[i]), "off by %.1f %% of the whole time, by %.1f %% in the worst of %d batches, on average %+.1f %%",
+			100*off[i], 100*worst[i], batches, 100*aside[i])
 		if off[i] > most {
 			t.Errorf("at %d %% done it is off by %.3f, want %.2f at most", shares[i], off[i], most)
 		}
@@ -482,8 +482,8 @@ func TestPrefixes(t *testing.T) {
 		}
 		without, missed := measure(false)
 		with, hits := measure(true)
-		row(t, "%d upstreams: %.1f s with prefix order, %.1f s without: ÷ %.2f; hit rate %.2f against %.2f",
-			ups, with.Seconds(), without.Seconds(), with.Seconds()/without.Seconds(), hits, missed)
+		row(t, fmt.Sprintf("20 prefixes shuffled, upstreams: %d", ups), "%.1f s with prefix order, %.1f s without: ÷ %.2f; hit rate %.2f against %.2f",
+			with.Seconds(), without.Seconds(), with.Seconds()/without.Seconds(), hits, missed)
 		if hits < 0.9 {
 			t.Errorf("the hit rate is %.2f, want 0.9", hits)
 		}
