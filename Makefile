@@ -12,7 +12,7 @@ build:
 lint:
 	@.ci/lint
 
-bench:             # beside a bare loop of net/http, in one run
+bench:             # beside a bare loop of net/http, in one run; and how full upstreams are kept, in simulated time
 	go run ./bench
 
 crash:             # kill -9 at ROUNDS random moments, and whatever else breaks a process, with numbers

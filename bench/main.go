@@ -3,6 +3,7 @@
 //
 //	go run ./bench                  # every row, a few minutes
 //	go run ./bench -rows executor   # some
+//	go run ./bench -rows scheduling # how full upstreams are kept, in simulated time: ./scheduling
 //
 // Every process that is measured is a child of this one, so its CPU time and peak memory are the
 // operating system's own figures. Numbers are medians over repetitions in turn.
@@ -32,10 +33,11 @@ func main() {
 		exitOn(bare(os.Args[2:]))
 		return
 	}
-	rows := flag.String("rows", "executor,latency,memory", "what to measure: executor, latency, memory")
+	rows := flag.String("rows", "executor,latency,memory,scheduling", "what to measure: executor, latency, memory, scheduling, auto")
 	lines := flag.Int("lines", 50_000, "lines of the executor rows")
 	reps := flag.Int("reps", 3, "repetitions of each row")
 	million := flag.Int("million", 1_000_000, "lines of 2 KB of the memory row")
+	requests := flag.Int("requests", 6000, "requests of each scenario of the scheduling row, and of the auto row")
 	flag.Parse()
 	dir, err := os.MkdirTemp("", "offpeak-bench-")
 	exitOn(err)
@@ -52,6 +54,10 @@ func main() {
 			exitOn(b.latency(50))
 		case "memory":
 			exitOn(b.memory(*million))
+		case "scheduling":
+			exitOn(b.scheduling(*requests))
+		case "auto":
+			exitOn(b.auto(*requests))
 		default:
 			exitOn(fmt.Errorf("there is no row %q", row))
 		}

@@ -46,8 +46,9 @@ func (w *watch) observe(l Load, inFlight int, want float64, now time.Time) float
 	case waiting > 0 && w.shared:
 		w.full, w.risen, w.rises = running, now, 0
 	case waiting > 0:
-		// Perhaps those that wait have only just come: it goes down step by step.
-		w.full, w.risen, w.rises = max(running, w.full-max(1, math.Floor(w.full/8))), now, 0
+		// Perhaps those that wait have only just come: it goes down step by step. And perhaps many have
+		// just ended, and those that wait are about to begin: ours that do not wait are worked on.
+		w.full, w.risen, w.rises = max(running, ours-waiting, w.full-max(1, math.Floor(w.full/8))), now, 0
 	case running > w.full && w.full > 0:
 		w.full = running
 	case w.full > 0 && running >= w.full-w.spare()-1 && now.Sub(w.risen) >= time.Second:
