@@ -26,7 +26,6 @@ type run struct {
 	work     float64       // slot-seconds that were busy
 	idle     float64       // share of slot-seconds idle while there were more requests open than slots
 	refused  int64         // calls
-	limit    string
 }
 
 const slots = 64

@@ -76,9 +76,6 @@ type station struct {
 	away    atomic.Bool // connections are refused
 	refused atomic.Int64
 	served  atomic.Int64
-
-	mu   sync.Mutex
-	seen func(body []byte) // is told of every call that arrives
 }
 
 // upstream adds an upstream to the world.
