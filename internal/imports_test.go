@@ -17,6 +17,8 @@ var allowed = map[string]string{
 	"internal/blob":            "batch",
 	"internal/journal":         "",
 	"internal/blob/blobtest":   "batch blob",
+	"internal/blob/bucket":     "blob",
+	"internal/blob/s3test":     "",
 	"internal/sched":           "batch",
 	"internal/store":           "batch",
 	"internal/store/pgtest":    "",

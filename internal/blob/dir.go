@@ -77,7 +77,7 @@ func (d *Dir) prepare() error {
 	for _, e := range left {
 		// Nobody else writes here, but what we cannot have made we do not remove.
 		key, _, _ := strings.Cut(e.Name(), ".")
-		if checkKey(key) != nil {
+		if CheckKey(key) != nil {
 			continue
 		}
 		if err := d.step(OpTidy, key, func() error { return os.Remove(filepath.Join(d.tmp(), e.Name())) }); err != nil {
@@ -215,7 +215,7 @@ func (d *Dir) listShard(ctx context.Context, shard string) iter.Seq2[Info, error
 				return
 			}
 			for _, e := range entries {
-				if checkKey(e.Name()) != nil || !strings.HasPrefix(e.Name(), shard) {
+				if CheckKey(e.Name()) != nil || !strings.HasPrefix(e.Name(), shard) {
 					continue
 				}
 				fi, err := e.Info()
@@ -355,7 +355,7 @@ func (r *reader) Close() error { return r.file.Close() }
 
 // admit says whether an operation may start.
 func admit(ctx context.Context, key string) error {
-	if err := checkKey(key); err != nil {
+	if err := CheckKey(key); err != nil {
 		return err
 	}
 	return ctx.Err()
