@@ -328,3 +328,72 @@ func TestNodeLeaves(t *testing.T) {
 		m[1].process.drain()
 	})
 }
+
+// TestWorkSpreads runs small batches and wants all nodes to take their part, from the beginning to the
+// end.
+func TestWorkSpreads(t *testing.T) {
+	for _, test := range []struct{ nodes, slots, requests int }{
+		{2, 16, 200}, {3, 16, 200}, {3, 64, 200}, {3, 8, 100}, {4, 32, 1000}, {2, 4, 16},
+	} {
+		t.Run(fmt.Sprintf("%d requests at %d times %d", test.requests, test.nodes, test.slots), func(t *testing.T) {
+			const each = 10 * time.Second
+			cluster(t, test.nodes, sim.Config{Timing: sim.Timing{Latency: each}}, test.slots, func(b *bench, m []*member) {
+				time.Sleep(6 * time.Second) // now they know of each other
+				start := time.Now()
+				text := chat(test.requests)
+				b.want(b.ends(b.run(text)), batch.Completed, int64(test.requests), int64(test.requests), 0)
+				took := time.Since(start)
+				rounds := (test.requests + test.nodes*test.slots - 1) / (test.nodes * test.slots)
+				t.Logf("%v, %d rounds of %v", took, rounds, each)
+				if most := time.Duration(rounds)*each + each + 2*time.Second; took > most {
+					t.Errorf("it took %v, want %v at most", took, most)
+				}
+				b.wantCalls(text, 1)
+				for i, n := range m {
+					calls := n.up.Calls().Calls
+					t.Logf("node %d sent %d", i, calls)
+					if least := test.requests / test.nodes / 3; int(calls) < least {
+						t.Errorf("node %d sent %d of %d requests, want %d at least", i, calls, test.requests, least)
+					}
+				}
+				drainAll(m)
+			})
+		})
+	}
+}
+
+// TestUpstreamAwayFromOneNode cuts one node off from its upstream. The others do its work before
+// long, and it does its part again when the upstream is back.
+func TestUpstreamAwayFromOneNode(t *testing.T) {
+	for _, how := range []string{"refused", "throttled"} {
+		t.Run(how, func(t *testing.T) {
+			cluster(t, 2, sim.Config{Timing: sim.Timing{Latency: time.Second}}, 8, func(b *bench, m []*member) {
+				text := chat(400)
+				id := b.run(text)
+				time.Sleep(5 * time.Second)
+				back := func() { m[0].up.away.Store(false) }
+				if how == "refused" {
+					m[0].up.away.Store(true)
+				} else {
+					back = m[0].up.refuse(429)
+				}
+				start := time.Now()
+				b.want(b.ends(id), batch.Completed, 400, 400, 0)
+				if took := time.Since(start); took > 100*time.Second {
+					b.Errorf("with one of two upstreams away, the batch took %v", took)
+				}
+				if dead := query[int64](b, "SELECT count(*) FROM nodes WHERE dead_at IS NOT NULL")[0]; dead > 0 {
+					b.Errorf("%d nodes were taken for dead", dead)
+				}
+				back()
+				time.Sleep(time.Minute)
+				before := m[0].up.Calls().Calls
+				b.want(b.ends(b.run(chat(200))), batch.Completed, 200, 200, 0)
+				if n := m[0].up.Calls().Calls - before; n < 50 {
+					b.Errorf("once its upstream is back, the node sends %d of 200", n)
+				}
+				drainAll(m)
+			})
+		})
+	}
+}
