@@ -68,15 +68,6 @@ func TestSQLite(t *testing.T) {
 	})
 }
 
-func TestPostgres(t *testing.T) {
-	storetest.Run(t, func(t *testing.T) storetest.Database {
-		dsn := storetest.Postgres(t)
-		return storetest.Database{
-			Open: func(o store.Options) (*store.Store, error) { return store.Connect(t.Context(), dsn, o) },
-		}
-	})
-}
-
 // open opens the folder, for as long as the test lasts or until it is closed.
 func open(t *testing.T, dir string, o store.Options) *store.Store {
 	t.Helper()
