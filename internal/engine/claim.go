@@ -70,6 +70,7 @@ type request struct {
 	done     bool
 	sent     int       // calls so far
 	attempts int       // of them, those that count
+	timeouts int       // of these, those that ran out of time
 	cuts     int       // of them, those whose connection broke
 	failed   time.Time // last; zero: never
 	charged  time.Time // when an attempt was counted last, or when it failed first
