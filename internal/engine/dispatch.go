@@ -238,7 +238,7 @@ func (e *Engine) settle(s *site, c *call, a upstream.Answer) (r batch.Result, fi
 		c.queue.pace.Done(took, now)
 		c.lane.pace.Done(took, now)
 		delete(s.failing, req)
-		req.done = true
+		req.done, c.moved = true, now
 		c.open--
 		return r, true
 	}
@@ -306,8 +306,11 @@ func (e *Engine) failed(s *site, c *call, a upstream.Answer, now time.Time) (r b
 	// A broken connection is no request's fault that was not alone when it broke.
 	if guilty && (!a.Cut || c.alone) {
 		req.charge(now)
+		if a.Timeout {
+			req.timeouts++
+		}
 	}
-	if req.attempts < maxAttempts && !(a.Timeout && req.attempts >= maxTimeouts) {
+	if req.attempts < maxAttempts && req.timeouts < maxTimeouts {
 		return batch.Result{}, false
 	}
 	switch {

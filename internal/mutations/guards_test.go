@@ -10,11 +10,12 @@ type mutation struct {
 }
 
 const (
-	storeTests  = "./internal/store -rapid.checks=20"
-	blobTests   = "./internal/blob"
-	batchTests  = "./internal/batch"
-	engineTests = "./internal/engine"
-	apiTests    = "./internal/api"
+	storeTests    = "./internal/store -rapid.checks=20"
+	interleavings = "./internal/store -run TestInterleavings"
+	blobTests     = "./internal/blob"
+	batchTests    = "./internal/batch"
+	engineTests   = "./internal/engine"
+	apiTests      = "./internal/api"
 )
 
 // mutations are the guards of docs/design.md, Leases and Promises, in its order.
@@ -93,6 +94,37 @@ var mutations = []mutation{
 		"		WHERE node_id = $1 AND sealed_at IS NULL AND token IS NOT NULL`+but", "		WHERE $1 <> '' AND sealed_at IS NULL AND token IS NOT NULL`+but", storeTests},
 	{"another node's validation is no stray", "internal/store/batches.go",
 		"		WHERE status = 'validating' AND node_id = $1`+but", "		WHERE status = 'validating' AND $1 <> ''`+but", storeTests},
+
+	// Two nodes on PostgreSQL, at READ COMMITTED.
+	{"two nodes: a write compares token and seq", "internal/store/segments.go",
+		" WHERE id = $1 AND token = $2 AND seq = $3 AND sealed_at IS NULL`,", " WHERE id = $1 AND ($2 <> '' OR $3 > 0) AND sealed_at IS NULL`,", interleavings},
+	{"two nodes: a seal adds to what the one before has left", "internal/store/segments.go",
+		"open_segments = batches.open_segments - 1\n			FROM segments g WHERE g.id = $1 AND batches.id = g.batch_id`", "open_segments = b.open_segments - 1\n			FROM segments g JOIN batches b ON b.id = g.batch_id WHERE g.id = $1 AND batches.id = b.id`", interleavings},
+	{"two nodes: a batch is locked by who changes it", "internal/store/batches.go",
+		"	return readLocked(ctx, q, s.d.forUpdate, where, args...)", "	return readLocked(ctx, q, \"\", where, args...)", interleavings},
+	{"two nodes: a batch is locked before it is read", "internal/store/batches.go",
+		"		var id string\n		if err := q.QueryRowContext(ctx, `SELECT id FROM batches b WHERE `+where+forUpdate, args...).Scan(&id); err != nil {",
+		"		var id string\n		if id == \"\" {\n			return scanBatch(q.QueryRowContext(ctx, `SELECT `+batchColumns+` FROM batches b WHERE `+where+forUpdate, args...))\n		}\n		if err := error(nil); err != nil {", interleavings},
+	{"two nodes: a claim leaves what another is claiming", "internal/store/segments.go",
+		"ORDER BY g.id LIMIT 1`+s.free(\"g\")", "ORDER BY g.id LIMIT 1`+s.d.forUpdate+\" OF g\"", interleavings},
+	{"two nodes: a claim locks", "internal/store/segments.go",
+		"ORDER BY g.id LIMIT 1`+s.free(\"g\")", "ORDER BY g.id LIMIT 1`", interleavings},
+	{"two nodes: a validation leaves what another is taking", "internal/store/batches.go",
+		"readLocked(ctx, q, s.free(\"b\"),", "readLocked(ctx, q, s.d.forUpdate,", interleavings},
+	{"two nodes: groups are written in one order", "internal/store/segments.go",
+		"	slices.SortFunc(groups, func(a, b batch.Group) int { return int(a.Lease.ID - b.Lease.ID) })", "	slices.SortFunc(groups, func(a, b batch.Group) int { return 0 })", interleavings},
+	{"two nodes: a sweep locks what it takes for abandoned", "internal/store/sweep.go",
+		"LIMIT $2`+s.free(\"blobs\")", "LIMIT $2`", interleavings},
+	{"two nodes: a sweep leaves what another is sweeping", "internal/store/sweep.go",
+		"			LIMIT $1`+s.free(\"f\")", "			LIMIT $1`", interleavings},
+	{"two nodes: the last name of a blob is the last", "internal/store/sweep.go",
+		"`SELECT key FROM blobs WHERE key = $1`+s.d.forUpdate", "`SELECT key FROM blobs WHERE key = $1`", interleavings},
+	{"two nodes: one key makes one batch", "internal/store/batches.go",
+		"VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING`", "VALUES ($1, $2, $3, $4, $5)`", interleavings},
+	{"two nodes: a part comes before its upload's end or not at all", "internal/store/uploads.go",
+		"		u, err := upload(ctx, q, s.d.forUpdate, project, p.UploadID)", "		u, err := upload(ctx, q, \"\", project, p.UploadID)", interleavings},
+	{"two nodes: an upload ends once", "internal/store/uploads.go",
+		"		u, err = upload(ctx, q, s.d.forUpdate, project, id)\n		if err != nil {", "		u, err = upload(ctx, q, \"\", project, id)\n		if err != nil {", interleavings},
 
 	// With SQLite the file lock is the lease.
 	{"the folder is one process's", "internal/store/store.go",
