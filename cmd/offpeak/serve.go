@@ -27,7 +27,7 @@ import (
 // serveCmd is `offpeak serve`: the API and the engine behind it.
 type serveCmd struct {
 	engineFlags
-	Listen          string        `default:"127.0.0.1:8080" placeholder:"ADDR" env:"OFFPEAK_LISTEN" help:"Address to listen on; port 0 takes a free one (default: ${default}). Any but a loopback address needs a key: offpeak keys create."`
+	Listen          string        `default:"127.0.0.1:8080" placeholder:"ADDR" env:"OFFPEAK_LISTEN" help:"Address to listen on; port 0 takes a free one (default: ${default}). Any but a loopback address needs a key (offpeak keys create), or --api-keys-required."`
 	Data            string        `default:"offpeak-data" type:"path" placeholder:"DIR" env:"OFFPEAK_DATA" help:"Folder for everything that is kept (default: ${default})."`
 	Compat          string        `default:"extended" enum:"openai,extended" env:"OFFPEAK_COMPAT" help:"What is allowed: exactly what OpenAI allows (openai), or more (extended, the default)."`
 	Endpoint        []string      `sep:"," placeholder:"PATH" env:"OFFPEAK_ENDPOINT" help:"Endpoint to allow beside OpenAI's, such as /v1/rerank; repeatable."`
@@ -99,8 +99,10 @@ func (cmd *serveCmd) Run(ctx context.Context, s *streams, c *configFile, reread 
 		switch any, err := n.store.HasKeys(ctx); {
 		case err != nil:
 			return err
+		case !any && !cmd.APIKeysRequired:
+			return fmt.Errorf("anybody could use --listen %s, since there is no API key yet; make one with: offpeak keys create --data %s (or give --api-keys-required, and nobody can until there is one)", cmd.Listen, cmd.Data)
 		case !any:
-			return fmt.Errorf("anybody could use --listen %s, since there is no API key yet; make one with: offpeak keys create --data %s", cmd.Listen, cmd.Data)
+			log.Warn("there is no API key yet, so every call is refused; make one with: offpeak keys create")
 		}
 		keys = n.store.Keys(true)
 	}
