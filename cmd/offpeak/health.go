@@ -14,7 +14,6 @@ import (
 // healthCmd is `offpeak health`: what a container, a unit or a script asks that has no HTTP client
 // at hand. An image of ours has nothing but this program.
 type healthCmd struct {
-	Config  configFlag    `placeholder:"FILE" env:"OFFPEAK_CONFIG" help:"The server's YAML file with settings; of them only the address matters here."`
 	Listen  string        `default:"127.0.0.1:8080" placeholder:"ADDR" env:"OFFPEAK_LISTEN" help:"Address that the server was told to listen on, on this machine (default: ${default})."`
 	Ready   bool          `help:"Ask whether it can serve: one that is starting, stopping or without its database says no. Without this flag it only has to be alive."`
 	Timeout time.Duration `default:"3s" placeholder:"DURATION" help:"How long it may take to answer (default: ${default})."`

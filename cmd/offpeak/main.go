@@ -113,7 +113,7 @@ func newParser(ctx context.Context, s *streams, command *cli, c *configFile, arg
 		kong.Description("Offpeak is a batch server for language models: the OpenAI Batch API on your own machines.\n\n"+
 			"  offpeak run in.jsonl --upstream http://localhost:8000/v1     every answer, in a file\n"+
 			"  offpeak serve --upstream http://localhost:8000/v1            the same over HTTP, for OpenAI's SDKs\n\n"+
-			"A flag with a $VARIABLE in its help can also be set there, and for run, serve, keys, projects, doctor and health in a YAML file given with --config; the flag itself comes first, then the variable."),
+			"A flag with a $VARIABLE in its help can also be set there, and for run, serve, keys, projects and doctor in a YAML file given with --config; the flag itself comes first, then the variable."),
 		kong.Writers(s.Out, s.Err),
 		kong.Exit(exit),
 		kong.UsageOnError(),

@@ -63,6 +63,10 @@ func (e *Engine) admitAll(ctx context.Context) {
 // claimValidating takes the next batch to validate, and before that gives back what it took
 // without knowing.
 func (e *Engine) claimValidating(ctx context.Context) (*batch.Admission, error) {
+	if !e.leased(time.Now()) {
+		return nil, nil
+	}
+	node := e.member.self()
 	e.mu.Lock()
 	strays, known := e.strayBatches, slices.Collect(maps.Keys(e.admitted))
 	e.strayBatches = false
@@ -70,10 +74,10 @@ func (e *Engine) claimValidating(ctx context.Context) (*batch.Admission, error) 
 	var a *batch.Admission
 	var err error
 	if strays {
-		err = e.store.ReleaseStrayBatches(ctx, e.node, known)
+		err = e.store.ReleaseStrayBatches(ctx, node, known)
 	}
 	if err == nil {
-		a, err = e.store.ClaimValidating(ctx, e.node)
+		a, err = e.store.ClaimValidating(ctx, node)
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()

@@ -69,6 +69,7 @@ type request struct {
 	done     bool
 	sent     int       // calls so far
 	attempts int       // of them, those that count
+	timeouts int       // of these, those that ran out of time
 	cuts     int       // of them, those whose connection broke
 	failed   time.Time // last; zero: never
 	charged  time.Time // when an attempt was counted last, or when it failed first
@@ -81,6 +82,11 @@ func (e *Engine) claimAll(ctx context.Context) {
 	defer tick.Stop()
 	for {
 		e.weigh(time.Now())
+		if e.member.isDeclared() {
+			if err := e.rejoin(ctx); err != nil && ctx.Err() == nil {
+				e.log.Error("join anew", "err", err)
+			}
+		}
 		if err := errors.Join(e.checkEndings(ctx), e.claim(ctx)); err != nil && ctx.Err() == nil {
 			e.log.Error("claim segments", "err", err)
 		}
@@ -98,8 +104,12 @@ const unreadable = 5 * time.Second
 
 // claim claims as many segments as there is room for.
 func (e *Engine) claim(ctx context.Context) error {
-	if e.strays {
-		if err := e.store.ReleaseStrays(ctx, e.node, e.held()); err != nil {
+	if !e.leased(time.Now()) {
+		return nil // it would be taken from us at once
+	}
+	node := e.member.self()
+	if e.strays = e.member.audit.Swap(false) || e.strays; e.strays {
+		if err := e.store.ReleaseStrays(ctx, node, e.held()); err != nil {
 			return err
 		}
 		e.strays = false
@@ -123,7 +133,7 @@ func (e *Engine) claim(ctx context.Context) error {
 			skip(func(w batch.Work) bool { return w.Ending != "" }) // we are woken when something is sealed
 			continue
 		}
-		lease, err := e.store.Claim(ctx, e.node, w)
+		lease, err := e.store.Claim(ctx, node, w)
 		if err != nil {
 			e.strays = true
 			return err

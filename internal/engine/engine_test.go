@@ -80,6 +80,7 @@ type bench struct {
 	inputs   map[string][]byte       // files as they were uploaded, by id, for the time when they are gone
 	wrong    int                     // answers that the examination found wrong
 	thief    bool                    // see steal
+	shared   bool                    // several processes work on the folder, as nodes do
 	deletes  bool                    // result files are deleted, too
 	unswept  bool                    // there was no time for a sweep
 	foreign  bool                    // answers were recorded from other upstreams than ours

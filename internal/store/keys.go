@@ -32,15 +32,11 @@ const prefixLen = 17
 func (s *Store) CreateProject(ctx context.Context, name string, weight int) (batch.Project, error) {
 	p := batch.Project{ID: "proj_" + batch.NewToken(), Name: name, Weight: weight, CreatedAt: s.now()}
 	err := s.tx(ctx, func(q querier) error {
-		var taken int
-		if err := q.QueryRowContext(ctx, `SELECT count(*) FROM projects WHERE name = $1`, name).Scan(&taken); err != nil {
-			return err
-		}
-		if taken > 0 {
+		n, err := exec(ctx, q, `INSERT INTO projects (id, name, weight, created_at) VALUES ($1, $2, $3, $4) ON CONFLICT (name) DO NOTHING`,
+			p.ID, p.Name, p.Weight, ms(p.CreatedAt))
+		if err == nil && n == 0 {
 			return &batch.Error{Kind: batch.Conflict, Msg: fmt.Sprintf("there is a project %q already", name)}
 		}
-		_, err := exec(ctx, q, `INSERT INTO projects (id, name, weight, created_at) VALUES ($1, $2, $3, $4)`,
-			p.ID, p.Name, p.Weight, ms(p.CreatedAt))
 		return err
 	})
 	return p, err

@@ -53,7 +53,7 @@ func (s *Store) Sweep(ctx context.Context) (more bool, err error) {
 			return err
 		}
 		for _, key := range blobs {
-			if _, err := exec(ctx, q, `UPDATE blobs SET deleted_at = $2, pending = 0 WHERE key = $1`, key, ms(now)); err != nil {
+			if _, err := exec(ctx, q, `UPDATE blobs SET deleted_at = $2, pending = 0 WHERE key = $1 AND pending = 1`, key, ms(now)); err != nil {
 				return err
 			}
 		}
