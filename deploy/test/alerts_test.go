@@ -97,4 +97,3 @@ func TestAdapter(t *testing.T) {
 func parse(query string) (parser.Expr, error) {
 	return parser.NewParser(parser.Options{}).ParseExpr(query)
 }
-
