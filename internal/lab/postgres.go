@@ -51,7 +51,9 @@ func (l *Lab) Postgres(standby bool) (*Postgres, error) {
 
 func postgresBin() (string, error) {
 	if path, err := exec.LookPath("initdb"); err == nil {
-		return filepath.Dir(path), nil
+		if path, err = filepath.EvalSymlinks(path); err == nil {
+			return filepath.Dir(path), nil
+		}
 	}
 	found, _ := filepath.Glob("/usr/lib/postgresql/*/bin/initdb")
 	if len(found) == 0 {
@@ -111,10 +113,12 @@ func (g *Postgres) start(s *server) (err error) {
 	if err != nil {
 		return err
 	}
-	return g.await("PostgreSQL", s, func() bool {
-		_, err := g.ask(s, "postgres", "SELECT 1")
-		return err == nil
+	var last error
+	err = g.await("PostgreSQL", s, func() bool {
+		_, last = g.ask(s, "postgres", "SELECT 1")
+		return last == nil
 	})
+	return errors.Join(err, last)
 }
 
 // await waits for something of a server.

@@ -29,7 +29,7 @@ const (
 // S3Env is the environment of processes that use the S3 server.
 var S3Env = []string{"AWS_ACCESS_KEY_ID=" + accessKey, "AWS_SECRET_ACCESS_KEY=" + secretKey}
 
-// versitygw is the version that is tested with.
+// versitygw is the version that .ci/versitygw installs.
 const versitygw = "v1.8.0"
 
 // S3 starts an S3 server.
@@ -91,6 +91,5 @@ func s3Server() (string, error) {
 	if path, err := exec.LookPath("versitygw"); err == nil {
 		return path, nil
 	}
-	return "", fmt.Errorf("versitygw is %w: GOBIN=$PWD/.cache/bin go install github.com/versity/versitygw/cmd/versitygw@%s, "+
-		"and call it versitygw-%s", ErrMissing, versitygw, versitygw)
+	return "", fmt.Errorf("versitygw is %w: run .ci/versitygw, or name one with VERSITYGW", ErrMissing)
 }
