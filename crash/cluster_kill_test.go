@@ -48,3 +48,56 @@ func TestClusterTakeover(t *testing.T) {
 		}
 	}
 }
+
+// TestClusterRounds breaks whatever a cluster stands on, and its nodes, several at a time and at
+// random, while it works. After each round everything is sound, and whatever was recorded still is
+// and was not sent again.
+func TestClusterRounds(t *testing.T) {
+	slow(t)
+	t.Parallel()
+	r := chance(t)
+	c := newCluster(t, newUpstream(t, clusterSim), clusterOptions{nodes: 3, limit: clusterLimit, standby: true})
+	c.startAll()
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	var load sync.WaitGroup
+	random := rand.New(rand.NewPCG(r.Uint64(), 0))
+	load.Go(func() { c.busy(ctx, random, 600) })
+	w := &wreck{broken: map[target]bool{}}
+	begun := time.Now()
+	for i := range rounds(t, 20) {
+		// One in seven rounds begins something that outlasts a lease, of a node or of all.
+		var long target
+		switch i % 14 {
+		case 2, 8:
+			long = target(c.nodes[r.IntN(len(c.nodes))].name)
+		case 6:
+			long = theDatabase
+		}
+		list := c.draw(r, w, long)
+		var mended []<-chan struct{}
+		for _, b := range list {
+			time.Sleep(between(r, 0, 300*time.Millisecond))
+			t.Logf("%5.1fs round %d: %s, for %s", time.Since(begun).Seconds(), i, b, b.lasts)
+			if done := w.start(b); !b.long {
+				mended = append(mended, done)
+			}
+		}
+		for _, done := range mended {
+			<-done
+		}
+		time.Sleep(between(r, 0, 2*time.Second)) // of work, so that there is something to break
+		if w.is(theDatabase) {
+			continue
+		}
+		if c.examine(); t.Failed() {
+			t.FailNow()
+		}
+	}
+	w.all.Wait()
+	stop()
+	load.Wait()
+	c.finish()
+	c.report()
+	c.examineByCommand()
+}

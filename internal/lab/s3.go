@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"syscall"
 	"time"
 )
 
@@ -17,6 +18,8 @@ type S3 struct {
 	// Dir is where it keeps the bucket's objects.
 	Dir string
 
+	lab     *Lab
+	program string
 	process *process
 }
 
@@ -51,22 +54,36 @@ func (l *Lab) S3() (*S3, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &S3{Addr: "127.0.0.1:" + port, Dir: filepath.Join(dir, "data", "offpeak")}
-	if s.process, err = l.start(dir, []string{"ROOT_ACCESS_KEY=" + accessKey, "ROOT_SECRET_KEY=" + secretKey}, path,
+	s := &S3{Addr: "127.0.0.1:" + port, Dir: filepath.Join(dir, "data", "offpeak"), lab: l, program: path}
+	return s, s.Restart()
+}
+
+// Restart starts a server that does not run.
+func (s *S3) Restart() (err error) {
+	dir := filepath.Join(s.lab.dir, "s3")
+	if s.process, err = s.lab.start(dir, []string{"ROOT_ACCESS_KEY=" + accessKey, "ROOT_SECRET_KEY=" + secretKey}, s.program,
 		"--port", s.Addr, "--quiet", "posix", "--sidecar", filepath.Join(dir, "sidecar"), filepath.Join(dir, "data")); err != nil {
-		return nil, err
+		return err
 	}
 	for late := time.Now().Add(deadline); ; time.Sleep(20 * time.Millisecond) {
 		c, err := net.Dial("tcp", s.Addr)
 		if err == nil {
-			c.Close()
-			return s, nil
+			return c.Close()
 		}
 		if s.process.hasEnded() || time.Now().After(late) {
-			return nil, fmt.Errorf("versitygw: %w\n%s", err, s.process.tail())
+			return fmt.Errorf("versitygw: %w\n%s", err, s.process.tail())
 		}
 	}
 }
+
+// Kill kills the server.
+func (s *S3) Kill() { s.process.kill() }
+
+// Pause stops the server, as a hypervisor does.
+func (s *S3) Pause() { s.process.cmd.Process.Signal(syscall.SIGSTOP) }
+
+// Resume lets it go on.
+func (s *S3) Resume() { s.process.cmd.Process.Signal(syscall.SIGCONT) }
 
 // S3URL is what a bucket is for --blobs, at an address.
 func S3URL(addr string) string {
