@@ -83,7 +83,7 @@ func newCluster(t *testing.T, u *upstream, o clusterOptions) *cluster {
 	t.Helper()
 	l := newLab(t)
 	c := &cluster{t: t, u: u, w: newWork(), o: o, dir: t.TempDir(), recorded: map[string][32]byte{}}
-	u.limit = o.limit
+	u.limit = o.limit * o.nodes // until nodes share limits
 	if c.o.dsn == nil {
 		c.o.dsn = lab.DSN
 	}
