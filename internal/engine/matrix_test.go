@@ -518,7 +518,7 @@ func (o *ordeal) nodes() {
 // allEnd waits for all batches, those included that nobody was told of.
 func (o *ordeal) allEnd() {
 	o.Helper()
-	ids := column[string](o.bench, "SELECT id FROM batches ORDER BY seq")
+	ids := query[string](o.bench, "SELECT id FROM batches ORDER BY seq")
 	for _, id := range ids {
 		o.look(id)
 		x := o.ends(id)
@@ -581,9 +581,9 @@ func (o *ordeal) wantNoOrphans() {
 		must(o.blobs.Delete(ctx, key))
 	}
 	must(o.store.Forget(ctx, keys))
-	named := column[string](o.bench, `SELECT key FROM blobs WHERE key IN (SELECT blob_key FROM file_parts)
+	named := query[string](o.bench, `SELECT key FROM blobs WHERE key IN (SELECT blob_key FROM file_parts)
 		OR key IN (SELECT blob_key FROM upload_parts) OR key IN (SELECT blob_key FROM storage) ORDER BY key`)
-	rows := column[string](o.bench, "SELECT key FROM blobs ORDER BY key")
+	rows := query[string](o.bench, "SELECT key FROM blobs ORDER BY key")
 	var found []string
 	for info, err := range o.blobs.List(ctx) {
 		must(err)
@@ -664,6 +664,7 @@ func (b *bench) plainUpstream() {
 // after. Then whoever waits asks again, the next process takes over, and in the end nothing that
 // was acknowledged is lost, nothing recorded was sent again, and nothing is left that is not swept.
 func TestMatrix(t *testing.T) {
+	aboutFolders(t)
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	dice := rand.New(rand.NewPCG(seed, 0))

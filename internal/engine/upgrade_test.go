@@ -29,6 +29,7 @@ const makeFixtures = "OFFPEAK_MAKE_FIXTURE"
 // with something in every table and batches of every status. Once released, a fixture stays as it
 // is.
 func TestMakeFixture(t *testing.T) {
+	aboutFolders(t)
 	if os.Getenv(makeFixtures) == "" {
 		t.Skip("only with " + makeFixtures + "=1")
 	}
@@ -185,6 +186,7 @@ func (b *bench) bring(status batch.UploadStatus) {
 // TestUpgrade takes over the data folder of every former version of the schema, from a server that
 // died, and brings to an end what is in it.
 func TestUpgrade(t *testing.T) {
+	aboutFolders(t)
 	folders, err := filepath.Glob(filepath.Join(fixtures, "*"))
 	if err != nil || len(folders) == 0 {
 		t.Fatal(folders, err)
