@@ -216,6 +216,7 @@ func (e *Engine) Run(ctx, abort context.Context) error {
 	intake.Go(func() { e.claimAll(ctx) })
 	intake.Go(func() { e.finalizeAll(ctx) })
 	intake.Go(func() { e.sweepAll(ctx) })
+	intake.Go(func() { e.vacuumAll(ctx) })
 	recording, stopRecording := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopRecording()
 	committer.Go(func() { e.recorder.run(recording, e.settled) })

@@ -29,6 +29,8 @@ type dialect struct {
 	skipLocked string
 	// clock is the database's time in unix milliseconds, by which nodes reckon each other's leases.
 	clock string
+	// vacuum gives free what was deleted from the journal; empty where the database does so itself.
+	vacuum string
 	// exclusive tells that one process has the database: what a former one held is free.
 	exclusive bool
 	// migrating returns what keeps two processes from changing the schema at once; nil if nothing
