@@ -182,6 +182,10 @@ func (s *faultyStore) ReleaseStrayBatches(ctx context.Context, node string, know
 	return throughErr(s.f, "ReleaseStrayBatches", func() error { return s.s.ReleaseStrayBatches(ctx, node, known) })
 }
 
+func (s *faultyStore) Vacuum(ctx context.Context) error {
+	return throughErr(s.f, "Vacuum", func() error { return s.s.Vacuum(ctx) })
+}
+
 func (s *faultyStore) Unclaimed(ctx context.Context) ([]batch.Work, error) {
 	return through(s.f, "Unclaimed", func() ([]batch.Work, error) { return s.s.Unclaimed(ctx) })
 }
