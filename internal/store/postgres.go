@@ -29,6 +29,24 @@ var postgresDialect = dialect{
 		l, err := lock.NewPostgresTableLocker(lock.WithTableLockTimeout(500*time.Millisecond, 600))
 		return goose.WithLocker(l), err
 	},
+	tables:  "SELECT tablename::text FROM pg_tables WHERE schemaname = current_schema()",
+	columns: "SELECT column_name::text FROM information_schema.columns WHERE table_schema = current_schema() AND table_name = $1",
+	refers: `SELECT DISTINCT o.relname::text FROM pg_constraint c JOIN pg_class r ON r.oid = c.conrelid JOIN pg_class o ON o.oid = c.confrelid
+		WHERE c.contype = 'f' AND r.relname = $1 AND r.relnamespace = current_schema()::regnamespace`,
+	numbered: `SELECT column_name::text FROM information_schema.columns
+		WHERE table_schema = current_schema() AND table_name = $1 AND is_identity = 'YES'`,
+	overriding: " OVERRIDING SYSTEM VALUE",
+	identity: func(ctx context.Context, q querier, t table) (int64, error) {
+		sequence, err := all(ctx, q, scalar[string], "SELECT pg_get_serial_sequence($1, $2)", t.name, t.identity)
+		if err != nil {
+			return 0, err
+		}
+		return queryInt(ctx, q, "SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM "+sequence[0])
+	},
+	setIdentity: func(ctx context.Context, q querier, t table, last int64) error {
+		_, err := queryInt(ctx, q, "SELECT setval(pg_get_serial_sequence($1, $2), $3)", t.name, t.identity, last)
+		return err
+	},
 }
 
 // limits are how long things may take.
