@@ -29,7 +29,7 @@ var allowed = map[string]string{
 	"internal/engine":          "batch blob journal sched upstream",
 	"internal/mutations":       "",
 	"internal/api":             "batch blob journal openai sched",
-	"cmd/offpeak":              "api batch blob client doctor engine openai progress sim store upstream",
+	"cmd/offpeak":              "api batch blob blob/bucket client doctor engine openai progress sim store upstream",
 	"bench":                    "",
 	"bench/load":               "",
 	"bench/scheduling":         "",

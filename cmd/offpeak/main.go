@@ -29,6 +29,7 @@ type cli struct {
 	Projects projectsCmd `cmd:"" help:"Projects of the server with this data folder."`
 	Keys     keysCmd     `cmd:"" help:"API keys of the server with this data folder."`
 	Doctor   doctorCmd   `cmd:"" help:"Examine a data folder: is everything there, and does it add up? Nothing is changed."`
+	Migrate  migrateCmd  `cmd:"" help:"Move a stopped server's data folder to PostgreSQL and a bucket."`
 	Sim      simCmd      `cmd:"" help:"Run a simulated upstream, for trying things out and for capacity planning."`
 	Version  versionCmd  `cmd:"" help:"Print the version."`
 }

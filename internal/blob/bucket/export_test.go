@@ -7,9 +7,6 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 )
 
-// Certain makes a Bucket believe the storage that there is no blob, as everybody may here.
-func Certain(b *Bucket) { b.patience.unseen = 0 }
-
 // Impatient makes a Bucket wait for nothing longer than tests like to.
 func Impatient(b *Bucket) {
 	b.patience = patience{
