@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -89,7 +90,7 @@ func (cmd *migrateCmd) Run(ctx context.Context, s *streams) (err error) {
 // other database is known by once it has everything.
 func (m *mover) begin(ctx context.Context) (*store.Move, error) {
 	blobs := m.cmd.Blobs
-	if !isBucket(blobs) {
+	if !strings.Contains(blobs, "://") {
 		var err error
 		if blobs, err = filepath.Abs(blobs); err != nil {
 			return nil, err
@@ -179,9 +180,9 @@ func (m *mover) moveRows(ctx context.Context, note *store.Move) error {
 // moveBlobs copies the bytes that something names.
 func (m *mover) moveBlobs(ctx context.Context) error {
 	source := filepath.Join(m.cmd.From, "blobs")
-	var to blobStorage
+	var to blobStore
 	var err error
-	if isBucket(m.cmd.Blobs) {
+	if strings.Contains(m.cmd.Blobs, "://") {
 		to, err = bucket.Open(ctx, m.cmd.Blobs, bucket.Certain)
 	} else if sameFolder(source, m.cmd.Blobs) {
 		m.tell("blobs: they stay in %s", source)
@@ -242,15 +243,37 @@ func (m *mover) moveBlobs(ctx context.Context) error {
 	return nil
 }
 
-// blobReader is where blobs are copied from.
-type blobReader interface {
-	blob.Opener
-	Size(ctx context.Context, key string) (int64, error)
+// copyBlob copies a blob. If the other storage has it already, nothing is done: blobs never change.
+func copyBlob(ctx context.Context, key string, from blob.View, to blobStore) (copied int64, err error) {
+	size, err := from.Size(ctx, key)
+	if err != nil {
+		return 0, err
+	}
+	there, err := hasBlob(ctx, key, size, to)
+	if there || err != nil {
+		return 0, err
+	}
+	r, err := from.Open(ctx, key, 0, -1)
+	if err != nil {
+		return 0, err
+	}
+	defer r.Close()
+	w, err := to.Create(ctx, key)
+	if err != nil {
+		return 0, err
+	}
+	defer w.Abort()
+	if n, err := io.Copy(w, r); err != nil {
+		return 0, err
+	} else if n != size {
+		return 0, io.ErrUnexpectedEOF
+	}
+	return w.Commit()
 }
 
 // copyBlobSurely is copyBlob, repeated: a key is given here, so that it cannot be left to others to
 // try another one.
-func copyBlobSurely(ctx context.Context, key string, from blobReader, to blobStorage) (copied int64, err error) {
+func copyBlobSurely(ctx context.Context, key string, from blob.View, to blobStore) (copied int64, err error) {
 	for range copyTries {
 		copied, err = copyBlob(ctx, key, from, to)
 		if err == nil || ctx.Err() != nil || errors.Is(err, blob.ErrNotFound) || errors.Is(err, errOtherBlob) {
@@ -264,7 +287,7 @@ func copyBlobSurely(ctx context.Context, key string, from blobReader, to blobSto
 var errOtherBlob = errors.New("there is another blob of that key, of another size: choose another bucket, prefix or folder")
 
 // hasBlob reports whether to has a blob, which has size bytes.
-func hasBlob(ctx context.Context, key string, size int64, to blobStorage) (bool, error) {
+func hasBlob(ctx context.Context, key string, size int64, to blobStore) (bool, error) {
 	n, err := to.Size(ctx, key)
 	switch {
 	case errors.Is(err, blob.ErrNotFound):

@@ -17,6 +17,7 @@ func TestBlame(t *testing.T) {
 	for _, c := range []struct {
 		name    string
 		answer  upstream.Answer
+		once    upstream.Answer // instead, the third time, if it says anything
 		alone   bool
 		others  bool // somebody else is answered before each call
 		failing int  // others that fail as well
@@ -27,6 +28,7 @@ func TestBlame(t *testing.T) {
 	}{
 		{name: "500 while others are answered", answer: broken, others: true, want: 1 + maxAttempts},
 		{name: "timeouts while others are answered", answer: slow, others: true, want: 1 + maxTimeouts},
+		{name: "one timeout among 500s, while others are answered", answer: broken, once: slow, others: true, want: 1 + maxAttempts},
 		{name: "500 for everybody from the start", answer: broken, failing: 10},
 		{name: "500 for everybody after better times", answer: broken, failing: 10, before: true},
 		{name: "cut for everybody from the start", answer: cut, failing: 10},
@@ -61,7 +63,11 @@ func TestBlame(t *testing.T) {
 					s.answered = now
 				}
 				now = now.Add(time.Millisecond)
-				if _, final := e.failed(s, &call{hold: h, alone: c.alone}, c.answer, now); final {
+				answer := c.answer
+				if c.once.Class != 0 && n == 3 {
+					answer = c.once
+				}
+				if _, final := e.failed(s, &call{hold: h, alone: c.alone}, answer, now); final {
 					last = n
 				}
 				if c.dies {

@@ -30,7 +30,9 @@ func (w *world) build(dice *rand.Rand) {
 		}
 		return most * dice.Float64()
 	}
-	for i := range 1 + dice.IntN(3) {
+	n := 1 + dice.IntN(3)
+	hangs := false
+	for i := range n {
 		c := sim.Config{
 			Seed: w.seed, Always400: "wrong", Poison: "poison", PoisonCrashes: dice.IntN(2) == 0,
 			Timing:     sim.Timing{Latency: between(dice, 50*time.Millisecond, 20*time.Second), Jitter: 0.9},
@@ -40,8 +42,12 @@ func (w *world) build(dice *rand.Rand) {
 				Attempts: 2,
 			},
 		}
-		if dice.IntN(3) == 0 { // a request may time out but once
-			c.Faults.Hang, c.Faults.Attempts = 0.1, 1
+		// No request meets with more failures than it has attempts, nor with two calls that hang.
+		if n > 2 {
+			c.Faults.Attempts = 1
+		}
+		if dice.IntN(3) == 0 && !hangs {
+			c.Faults.Hang, c.Faults.Attempts, hangs = 0.1, 1, true
 		}
 		// The first one serves every model, by one way or another.
 		models := w.models

@@ -28,6 +28,7 @@ type dialect struct {
 	// skipLocked, behind forUpdate, leaves out rows that another transaction is about to change.
 	skipLocked string
 	// clock is the database's time in unix milliseconds, by which nodes reckon each other's leases.
+	// Empty: a database in the process has the process's.
 	clock string
 	// exclusive tells that one process has the database: what a former one held is free.
 	exclusive bool
@@ -68,7 +69,6 @@ func (p pools) close() error {
 var sqlite3Dialect = dialect{
 	name: "sqlite", goose: goose.DialectSQLite3,
 	open: openSQLite, check: checkSQLite, retryable: busy,
-	clock:     "CAST(unixepoch('subsec') * 1000 AS INTEGER)",
 	exclusive: true,
 	tables:    "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite%'",
 	columns:   "SELECT name FROM pragma_table_info($1)",

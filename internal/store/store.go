@@ -45,6 +45,9 @@ type Options struct {
 	Guest bool
 	// Moving opens a folder that was moved elsewhere, for the command that moves it: see Move.
 	Moving bool
+	// Shared has several processes work on a folder as they do on PostgreSQL, for tests of what nodes
+	// do to each other: nothing is locked, and nodes are judged by their heartbeats.
+	Shared bool
 	// Now is the clock, also in place of the database's. Zero: time.Now.
 	Now func() time.Time
 	// Fault decides the fate of every write, for tests. Nil: they run undisturbed.
@@ -61,7 +64,8 @@ func Open(ctx context.Context, dir string, o Options) (*Store, error) {
 		return nil, fmt.Errorf("data folder: %w", err)
 	}
 	s := newStore(sqlite3Dialect, o)
-	if !o.Guest {
+	s.d.exclusive = !o.Shared
+	if !o.Guest && !o.Shared {
 		var err error
 		if s.lock, err = lockFile(filepath.Join(dir, "lock"), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 			return nil, fmt.Errorf("data folder %s: %w", dir, err)
@@ -110,7 +114,7 @@ func newStore(d dialect, o Options) *Store {
 // clock returns SQL for the time in unix milliseconds by which nodes reckon each other's leases: the
 // database's, so that the clocks of nodes need not agree.
 func (s *Store) clock() string {
-	if s.d.clock == "" { // a test has one of its own
+	if s.d.clock == "" {
 		return strconv.FormatInt(s.now().UnixMilli(), 10)
 	}
 	return s.d.clock
