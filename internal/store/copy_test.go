@@ -51,7 +51,7 @@ func TestCopy(t *testing.T) {
 			}
 			want, numbers := dump(t, from)
 			for table, rows := range want {
-				if len(rows) == 0 {
+				if len(rows) == 0 && folder == folders[len(folders)-1] {
 					t.Errorf("there is nothing in table %s to copy: see furnish in package engine", table)
 				}
 			}
