@@ -63,7 +63,7 @@ func TestClusterRounds(t *testing.T) {
 	var load sync.WaitGroup
 	random := rand.New(rand.NewPCG(r.Uint64(), 0))
 	load.Go(func() { c.busy(ctx, random, 600) })
-	w := &wreck{broken: map[target]bool{}}
+	w := c.wreck
 	begun := time.Now()
 	for i := range rounds(t, 20) {
 		// One in seven rounds begins something that outlasts a lease, of a node or of all.
@@ -74,7 +74,7 @@ func TestClusterRounds(t *testing.T) {
 		case 6:
 			long = theDatabase
 		}
-		list := c.draw(r, w, long)
+		list := c.draw(r, long)
 		var mended []<-chan struct{}
 		for _, b := range list {
 			time.Sleep(between(r, 0, 300*time.Millisecond))
@@ -100,4 +100,43 @@ func TestClusterRounds(t *testing.T) {
 	c.finish()
 	c.report()
 	c.examineByCommand()
+}
+
+// TestClusterSilentStandby has a synchronous standby stand still, so that nothing can be committed
+// for good, and then lose the primary, which knows more than the standby. Whatever was acknowledged,
+// in whatever way clients and the database lost patience, is on the standby.
+func TestClusterSilentStandby(t *testing.T) {
+	slow(t)
+	t.Parallel()
+	c := newCluster(t, newUpstream(t, clusterSim), clusterOptions{nodes: 2, limit: clusterLimit, standby: true})
+	c.startAll()
+	c.w.submit(t, c.nodes[0].client(), 2000)
+	c.u.await(t, "answers", func() bool { return len(c.u.calls) > 100 })
+	c.pg.Pause(true)
+	ctx, stop := context.WithTimeout(t.Context(), 14*time.Second) // longer than anybody's patience
+	defer stop()
+	acknowledged := len(c.w.files)
+	var clients sync.WaitGroup
+	for range 24 {
+		clients.Go(func() {
+			for i := 0; ctx.Err() == nil; i++ {
+				api := c.nodes[i%2].client()
+				if file, err := c.w.upload(ctx, api, c.w.input(3)); err == nil {
+					c.w.create(ctx, api, file)
+				}
+			}
+		})
+	}
+	clients.Wait()
+	t.Logf("%d uploads acknowledged meanwhile", len(c.w.files)-acknowledged)
+	c.pg.Kill()
+	c.pg.Resume(true)
+	if err := c.pg.Promote(); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.pg.Attach(); err != nil {
+		t.Fatal(err)
+	}
+	c.finish()
+	c.report()
 }

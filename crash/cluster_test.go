@@ -36,6 +36,7 @@ type cluster struct {
 	o     clusterOptions
 	dir   string
 	nodes []*node
+	wreck *wreck
 
 	db     *sql.DB
 	doctor *doctor.Doctor
@@ -82,7 +83,8 @@ type loss struct {
 func newCluster(t *testing.T, u *upstream, o clusterOptions) *cluster {
 	t.Helper()
 	l := newLab(t)
-	c := &cluster{t: t, u: u, w: newWork(), o: o, dir: t.TempDir(), recorded: map[string][32]byte{}}
+	c := &cluster{t: t, u: u, w: newWork(), o: o, dir: t.TempDir(), recorded: map[string][32]byte{},
+		wreck: &wreck{broken: map[target]bool{}, mended: map[target]time.Time{}}}
 	u.limit = o.limit * o.nodes // until nodes share limits
 	if c.o.dsn == nil {
 		c.o.dsn = lab.DSN
@@ -231,8 +233,9 @@ func (n *node) kill() {
 	n.c.losses = append(n.c.losses, loss{key, at})
 }
 
-// stop asks the node's process to stop, for which it has so long.
-func (n *node) stop(patience time.Duration) {
+// stop asks the node's process to stop. It may say that it could not do that in order if the database
+// is not there.
+func (n *node) stop() {
 	s, _ := n.take()
 	if s == nil {
 		return
@@ -240,7 +243,8 @@ func (n *node) stop(patience time.Duration) {
 	s.signal(syscall.SIGTERM)
 	select {
 	case <-s.ended:
-		if code := s.cmd.ProcessState.ExitCode(); code != 0 {
+		code := s.cmd.ProcessState.ExitCode()
+		if code != 0 && (code != 1 || !n.c.wreck.lately(theDatabase, 20*time.Second)) {
 			n.c.t.Errorf("%s was asked to stop: %v\n%s", n.name, s.cmd.ProcessState, lastLines(s.text(), 10))
 		}
 		s.well = true
