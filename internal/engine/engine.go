@@ -99,9 +99,11 @@ type Engine struct {
 	mu           sync.Mutex
 	sites        []*site
 	lanes        map[batch.Lane]*lane
-	holds        map[int64]*hold // by segment
-	loaded       int64           // bytes of windows in holds
-	open         []batch.Work    // what nobody held at the last look
+	holds        map[int64]*hold    // by segment
+	loaded       int64              // bytes of windows in holds
+	open         []batch.Work       // what nobody held at the last look
+	nodes        int                // that lived then
+	noticed      map[work]time.Time // since when each has been seen there, where there are several
 	paces        map[work]*sched.Pace
 	homes        homes
 	turn         turn    // memory of choose
@@ -160,6 +162,7 @@ func New(c Config) *Engine {
 		seals: make(chan *hold, 256), member: newMembership(), born: time.Now(),
 		lanes: map[batch.Lane]*lane{}, holds: map[int64]*hold{}, shunned: map[string]time.Time{},
 		admitted: map[string]bool{}, waiting: map[string]string{}, unserved: map[string]batch.Lane{}, paces: map[work]*sched.Pace{},
+		noticed: map[work]time.Time{},
 	}
 	e.recorder = newRecorder(c.Store, c.Log, c.Metrics)
 	e.adoptPool()
