@@ -238,7 +238,7 @@ func (e *Engine) settle(s *site, c *call, a upstream.Answer) (r batch.Result, fi
 		c.queue.pace.Done(took, now)
 		c.lane.pace.Done(took, now)
 		delete(s.failing, req)
-		req.done = true
+		req.done, c.moved = true, now
 		c.open--
 		return r, true
 	}

@@ -92,6 +92,8 @@ type Engine struct {
 	workers  sync.WaitGroup
 	seals    chan *hold
 
+	told bool // the others know of something that goes on here; owned by keepLease
+
 	// Owned by claimAll.
 	strays  bool                 // we may hold what we do not know of
 	shunned map[string]time.Time // by batch: until when it is left alone
@@ -99,9 +101,11 @@ type Engine struct {
 	mu           sync.Mutex
 	sites        []*site
 	lanes        map[batch.Lane]*lane
-	holds        map[int64]*hold // by segment
-	loaded       int64           // bytes of windows in holds
-	open         []batch.Work    // what nobody held at the last look
+	holds        map[int64]*hold    // by segment
+	loaded       int64              // bytes of windows in holds
+	open         []batch.Work       // what nobody held at the last look
+	nodes        int                // that lived then
+	noticed      map[work]time.Time // since when each has been seen there, where there are several
 	paces        map[work]*sched.Pace
 	homes        homes
 	turn         turn    // memory of choose
@@ -160,6 +164,7 @@ func New(c Config) *Engine {
 		seals: make(chan *hold, 256), member: newMembership(), born: time.Now(),
 		lanes: map[batch.Lane]*lane{}, holds: map[int64]*hold{}, shunned: map[string]time.Time{},
 		admitted: map[string]bool{}, waiting: map[string]string{}, unserved: map[string]batch.Lane{}, paces: map[work]*sched.Pace{},
+		noticed: map[work]time.Time{},
 	}
 	e.recorder = newRecorder(c.Store, c.Log, c.Metrics)
 	e.adoptPool()

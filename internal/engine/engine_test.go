@@ -113,7 +113,9 @@ func newBench(t *testing.T) *bench {
 
 func (b *bench) open() {
 	b.Helper()
-	s, err := store.Open(b.Context(), b.dir, store.Options{Now: func() time.Time { return time.Now().Add(time.Duration(b.ahead.Load())) }})
+	s, err := store.Open(b.Context(), b.dir, store.Options{
+		Now: func() time.Time { return time.Now().Add(time.Duration(b.ahead.Load())) }, Shared: b.shared,
+	})
 	if err != nil {
 		b.Fatal(err)
 	}

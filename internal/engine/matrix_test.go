@@ -493,6 +493,24 @@ func (o *ordeal) nodes() {
 	_, err = silent.ClaimValidating(o.Context(), node)
 	must(err)
 	h := o.serve()
+	o.try("pair", func(l *life) error { // see the command
+		p := batch.Part{Key: blob.NewKey()}
+		if err := l.store.ReserveBlob(o.Context(), p.Key); err != nil {
+			return err
+		}
+		w, err := l.blobs.Create(o.Context(), p.Key)
+		if err != nil {
+			return err
+		}
+		if _, err := w.Write([]byte("blob\n")); err != nil {
+			w.Abort()
+			return err
+		}
+		if p.Bytes, err = w.Commit(); err != nil {
+			return err
+		}
+		return l.store.Pair(o.Context(), p)
+	})
 	o.allEnd()
 	h.end()
 }
@@ -564,7 +582,7 @@ func (o *ordeal) wantNoOrphans() {
 	}
 	must(o.store.Forget(ctx, keys))
 	named := column[string](o.bench, `SELECT key FROM blobs WHERE key IN (SELECT blob_key FROM file_parts)
-		OR key IN (SELECT blob_key FROM upload_parts) ORDER BY key`)
+		OR key IN (SELECT blob_key FROM upload_parts) OR key IN (SELECT blob_key FROM storage) ORDER BY key`)
 	rows := column[string](o.bench, "SELECT key FROM blobs ORDER BY key")
 	var found []string
 	for info, err := range o.blobs.List(ctx) {

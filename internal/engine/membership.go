@@ -25,6 +25,8 @@ type members interface {
 	Heartbeat(ctx context.Context, node string) (batch.Heartbeat, error)
 	// Bury declares dead who has been silent for longer, and frees what the dead hold.
 	Bury(ctx context.Context, node string, silent time.Duration) (batch.Burial, error)
+	// Tell tells the others what goes on at the node for batches.
+	Tell(ctx context.Context, node string, now map[string]batch.Activity) error
 }
 
 const (
@@ -178,6 +180,7 @@ func (e *Engine) keepLease(ctx context.Context) {
 			return
 		}
 		e.beat(ctx)
+		e.tell(ctx)
 	}
 }
 
@@ -203,35 +206,19 @@ func (e *Engine) beat(ctx context.Context) {
 	}
 }
 
-// renew notes that a heartbeat succeeded.
+// renew notes that a heartbeat succeeded, and has sending go on if it had stopped.
 func (e *Engine) renew(node string, sent instant, h batch.Heartbeat) {
 	m := e.member
-	m.mu.Lock()
-	if m.node != node {
-		m.mu.Unlock()
+	if !m.note(node, sent, e.instant(time.Now()), h) {
 		return
 	}
-	answered := e.instant(time.Now())
-	passed, agree := sent.since(m.sent)
-	took, _ := answered.since(sent)
-	// By how much the database's clock went on differently from ours. A heartbeat may have been on
-	// its way for as long as it took.
-	off := (h.At.Sub(m.last.At) - passed).Abs() - took
-	// What was silent meanwhile may have had no chance to be heard.
-	if m.failing || !agree || passed > 2*beatEvery || off > margin {
-		m.unbroken = sent
-	}
-	m.last, m.sent, m.failing = h, sent, false
-	close(m.renewed)
-	m.renewed = make(chan struct{})
-	m.mu.Unlock()
-
 	end := forGood
 	if h.Lasts > 0 {
 		end = sent.add(h.Lasts - margin)
 		m.audit.Store(true)
 	}
 	lapsed := m.end.Swap(&end) == nil
+	m.announce()
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if h.Lasts > 0 {
@@ -242,6 +229,33 @@ func (e *Engine) renew(node string, sent instant, h batch.Heartbeat) {
 		wake(e.wakeClaim)
 		wake(e.wakeAdmit)
 	}
+}
+
+// note notes a heartbeat of the node that was sent and answered then, unless we are another by now.
+func (m *membership) note(node string, sent, answered instant, h batch.Heartbeat) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.node != node {
+		return false
+	}
+	passed, agree := sent.since(m.sent)
+	took, _ := answered.since(sent)
+	// By how much the database's clock went on differently from ours. A heartbeat is noted there
+	// somewhere between its being sent and answered.
+	off := (h.At.Sub(m.last.At) - passed).Abs() - took
+	if m.failing || !agree || passed > 2*beatEvery || off > margin {
+		m.unbroken = sent
+	}
+	m.last, m.sent, m.failing = h, sent, false
+	return true
+}
+
+// announce lets those go on who wait for the lease.
+func (m *membership) announce() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	close(m.renewed)
+	m.renewed = make(chan struct{})
 }
 
 // deposed notes that others have declared this node dead. What it holds is theirs.
@@ -293,7 +307,7 @@ func (e *Engine) buryAll(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
-		node, silent, ok := e.mayJudge(time.Now())
+		node, silent, ok := e.member.mayJudge(e.instant(time.Now()))
 		if !ok {
 			continue
 		}
@@ -318,15 +332,13 @@ func (e *Engine) buryAll(ctx context.Context) {
 // mayJudge reports whether this node may take others for dead, and after what silence. It may once its
 // own heartbeats have come through for as long as one lasts: whoever lives has been heard in that
 // time, after whatever befell the database, its clock, or this machine.
-func (e *Engine) mayJudge(now time.Time) (node string, silent time.Duration, ok bool) {
-	m := e.member
+func (m *membership) mayJudge(now instant) (node string, silent time.Duration, ok bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.last.Lasts == 0 || m.failing || m.declared {
 		return "", 0, false
 	}
-	at := e.instant(now)
-	row, _ := at.since(m.unbroken)
-	last, agree := at.since(m.sent)
+	row, _ := now.since(m.unbroken)
+	last, agree := now.since(m.sent)
 	return m.node, m.last.Lasts, row >= m.last.Lasts && agree && last < beatEvery+margin
 }

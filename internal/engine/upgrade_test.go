@@ -13,6 +13,7 @@ import (
 	"offpeak/internal/batch"
 	"offpeak/internal/blob"
 	"offpeak/internal/engine"
+	"offpeak/internal/sched"
 	"offpeak/internal/sim"
 	"offpeak/internal/upstream"
 )
@@ -93,6 +94,7 @@ func (b *bench) furnish() {
 		b.bring(status)
 	}
 	must(b.store.ReserveBlob(ctx, blob.NewKey()))
+	must(b.store.Pair(ctx, b.part("blob")))
 
 	b.upstream(sim.Config{Timing: sim.Timing{Latency: 2 * time.Second, Jitter: 0.5}, Always400: "wrong"},
 		upstream.Config{MaxInFlight: 8, Models: []string{"m", "n"}})
@@ -105,13 +107,21 @@ func (b *bench) furnish() {
 	b.recorded(cancelled, 5)
 	b.cancel(cancelled)
 	b.ends(cancelled)
+	for _, node := range query[string](b, "SELECT id FROM nodes WHERE dead_at IS NULL") {
+		_, err = b.store.Share(ctx, node, []batch.Claim{
+			{Upstream: "up0", Limit: batch.LimitCalls, Auto: true, Keeps: 5, Uses: 5, Wants: 50, Least: 1, Found: 16},
+			{Upstream: "up0", Limit: batch.LimitRequests, Stated: 600, Wants: 100, Least: 1},
+		}, sched.Divide)
+		must(err)
+		must(b.store.Tell(ctx, node, map[string]batch.Activity{cancelled: {InFlight: 3, Rate: 1.5, WaitingFor: "up0"}}))
+	}
 	must(b.store.DeleteFile(ctx, batch.DefaultProject, deleted))
 
 	ending, long := b.run(chat(60)), b.run(chat(120, "m", "n"))
 	unknown := b.run(chat(3, "unheard of")) // is refused
 	b.ends(unknown)
 	b.recorded(ending, 9)
-	b.recorded(long, 50)
+	b.recorded(long, 60)
 	once := b.batch(b.upload(chat(2)), 24*time.Hour)
 	_, err = b.store.CreateBatchOnce(ctx, once, "again", sha256.Sum256([]byte("request")))
 	must(err)
@@ -120,6 +130,25 @@ func (b *bench) furnish() {
 	f.die()
 	b.run(chat(2, "m", "n")) // is left in validation
 	p.die()
+}
+
+// part writes a blob that is reserved.
+func (b *bench) part(text string) batch.Part {
+	b.Helper()
+	must := func(err error) {
+		if err != nil {
+			b.Helper()
+			b.Fatal(err)
+		}
+	}
+	p := batch.Part{Key: blob.NewKey()}
+	must(b.store.ReserveBlob(b.Context(), p.Key))
+	w, err := b.blobs.Create(b.Context(), p.Key)
+	must(err)
+	fmt.Fprint(w, text)
+	p.Bytes, err = w.Commit()
+	must(err)
+	return p
 }
 
 // bring brings an upload in two parts, and ends it as told.
@@ -140,14 +169,7 @@ func (b *bench) bring(status batch.UploadStatus) {
 	must(b.store.CreateUpload(b.Context(), u))
 	var ids []string
 	for _, half := range []string{text[:n/2], text[n/2:]} {
-		key := blob.NewKey()
-		must(b.store.ReserveBlob(b.Context(), key))
-		w, err := b.blobs.Create(b.Context(), key)
-		must(err)
-		fmt.Fprint(w, half)
-		size, err := w.Commit()
-		must(err)
-		part := batch.NewUploadPart(u.ID, batch.Part{Key: key, Bytes: size}, time.Now())
+		part := batch.NewUploadPart(u.ID, b.part(half), time.Now())
 		must(b.store.AddPart(b.Context(), batch.DefaultProject, part))
 		ids = append(ids, part.ID)
 	}

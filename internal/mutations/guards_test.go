@@ -10,11 +10,12 @@ type mutation struct {
 }
 
 const (
-	storeTests  = "./internal/store -rapid.checks=20"
-	blobTests   = "./internal/blob"
-	batchTests  = "./internal/batch"
-	engineTests = "./internal/engine"
-	apiTests    = "./internal/api"
+	storeTests    = "./internal/store -rapid.checks=20"
+	interleavings = "./internal/store -run TestInterleavings"
+	blobTests     = "./internal/blob"
+	batchTests    = "./internal/batch"
+	engineTests   = "./internal/engine"
+	apiTests      = "./internal/api"
 )
 
 // mutations are the guards of docs/design.md, Leases and Promises, in its order.
@@ -93,6 +94,37 @@ var mutations = []mutation{
 		"		WHERE node_id = $1 AND sealed_at IS NULL AND token IS NOT NULL`+but", "		WHERE $1 <> '' AND sealed_at IS NULL AND token IS NOT NULL`+but", storeTests},
 	{"another node's validation is no stray", "internal/store/batches.go",
 		"		WHERE status = 'validating' AND node_id = $1`+but", "		WHERE status = 'validating' AND $1 <> ''`+but", storeTests},
+
+	// Two nodes on PostgreSQL, at READ COMMITTED.
+	{"two nodes: a write compares token and seq", "internal/store/segments.go",
+		" WHERE id = $1 AND token = $2 AND seq = $3 AND sealed_at IS NULL`,", " WHERE id = $1 AND ($2 <> '' OR $3 > 0) AND sealed_at IS NULL`,", interleavings},
+	{"two nodes: a seal adds to what the one before has left", "internal/store/segments.go",
+		"open_segments = batches.open_segments - 1\n			FROM segments g WHERE g.id = $1 AND batches.id = g.batch_id`", "open_segments = b.open_segments - 1\n			FROM segments g JOIN batches b ON b.id = g.batch_id WHERE g.id = $1 AND batches.id = b.id`", interleavings},
+	{"two nodes: a batch is locked by who changes it", "internal/store/batches.go",
+		"	return readLocked(ctx, q, s.d.forUpdate, where, args...)", "	return readLocked(ctx, q, \"\", where, args...)", interleavings},
+	{"two nodes: a batch is locked before it is read", "internal/store/batches.go",
+		"		var id string\n		if err := q.QueryRowContext(ctx, `SELECT id FROM batches b WHERE `+where+forUpdate, args...).Scan(&id); err != nil {",
+		"		var id string\n		if id == \"\" {\n			return scanBatch(q.QueryRowContext(ctx, `SELECT `+batchColumns+` FROM batches b WHERE `+where+forUpdate, args...))\n		}\n		if err := error(nil); err != nil {", interleavings},
+	{"two nodes: a claim leaves what another is claiming", "internal/store/segments.go",
+		"ORDER BY g.id LIMIT 1`+s.free(\"g\")", "ORDER BY g.id LIMIT 1`+s.d.forUpdate+\" OF g\"", interleavings},
+	{"two nodes: a claim locks", "internal/store/segments.go",
+		"ORDER BY g.id LIMIT 1`+s.free(\"g\")", "ORDER BY g.id LIMIT 1`", interleavings},
+	{"two nodes: a validation leaves what another is taking", "internal/store/batches.go",
+		"readLocked(ctx, q, s.free(\"b\"),", "readLocked(ctx, q, s.d.forUpdate,", interleavings},
+	{"two nodes: groups are written in one order", "internal/store/segments.go",
+		"	slices.SortFunc(groups, func(a, b batch.Group) int { return int(a.Lease.ID - b.Lease.ID) })", "	slices.SortFunc(groups, func(a, b batch.Group) int { return 0 })", interleavings},
+	{"two nodes: a sweep locks what it takes for abandoned", "internal/store/sweep.go",
+		"LIMIT $2`+s.free(\"blobs\")", "LIMIT $2`", interleavings},
+	{"two nodes: a sweep leaves what another is sweeping", "internal/store/sweep.go",
+		"			LIMIT $1`+s.free(\"f\")", "			LIMIT $1`", interleavings},
+	{"two nodes: the last name of a blob is the last", "internal/store/sweep.go",
+		"`SELECT key FROM blobs WHERE key = $1`+s.d.forUpdate", "`SELECT key FROM blobs WHERE key = $1`", interleavings},
+	{"two nodes: one key makes one batch", "internal/store/batches.go",
+		"VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING`", "VALUES ($1, $2, $3, $4, $5)`", interleavings},
+	{"two nodes: a part comes before its upload's end or not at all", "internal/store/uploads.go",
+		"		u, err := upload(ctx, q, s.d.forUpdate, project, p.UploadID)", "		u, err := upload(ctx, q, \"\", project, p.UploadID)", interleavings},
+	{"two nodes: an upload ends once", "internal/store/uploads.go",
+		"		u, err = upload(ctx, q, s.d.forUpdate, project, id)\n		if err != nil {", "		u, err = upload(ctx, q, \"\", project, id)\n		if err != nil {", interleavings},
 
 	// With SQLite the file lock is the lease.
 	{"the folder is one process's", "internal/store/store.go",
@@ -234,8 +266,14 @@ var mutations = []mutation{
 		"groupDelay = 50 * time.Millisecond", "groupDelay = 5 * time.Second", engineTests + " -run TestRecordedSoon"},
 	{"7: a refusal costs no attempt", "internal/engine/dispatch.go",
 		"	case upstream.Refused:\n		outcome = sched.Refused\n", "	case upstream.Refused:\n		outcome = sched.Refused\n		req.charge(now)\n		r, final = e.failed(s, c, a, now)\n", engineTests + " -run TestOutages|TestDyingOff"},
-	{"8: a body is sent byte for byte", "internal/upstream/upstream.go",
-		"		Body: open(), ContentLength: int64(length),", "		Body: io.NopCloser(bytes.NewReader(append(bytes.TrimSuffix(body, []byte(\"}\")), \" }\"...))), ContentLength: int64(length) + 1,", "./internal/upstream"},
+	{"8: a body is sent byte for byte", "internal/upstream/wire.go",
+		"	s.request.Body = open(parts)\n", "	s.request.Body = io.NopCloser(bytes.NewReader(append(bytes.TrimSuffix(parts[0], []byte(\"}\")), \" }\"...)))\n	s.request.ContentLength++\n", "./internal/upstream"},
+	{"8: a body is sent byte for byte, lean", "internal/upstream/lean.go",
+		"			l.out = append(l.out, p...)\n", "			l.out = append(l.out, bytes.ReplaceAll(p, []byte(\"1.0\"), []byte(\"1e0\"))...)\n", "./internal/upstream"},
+	{"4: a request of which anything was written is not sent again", "internal/upstream/lean.go",
+		"		if err == nil || n > 0 && hasClosed(err) {", "		if err == nil || n > 1<<20 && hasClosed(err) {", "./internal/upstream -run Lean"},
+	{"4: a request goes over no connection that its upstream has closed", "internal/upstream/lean.go",
+		"		if c.alive() {", "		if true {", "./internal/upstream -run Lean"},
 	{"9: windows in memory are bounded", "internal/engine/claim.go",
 		"	st.Room = st.Room && e.loaded < e.cfg.Memory\n", "", engineTests + " -run TestWindowsAreBounded"},
 	{"9: results that wait to be recorded are bounded", "internal/engine/record.go",

@@ -181,12 +181,21 @@ func (s *Store) freeAll(ctx context.Context, query, table, update string) (n int
 type Node struct {
 	ID          string
 	Name        string
-	State       string // live, silent, left or dead
+	State       string
 	StartedAt   time.Time
 	HeartbeatAt time.Time // its last one; zero where a process has the database to itself
 	EndedAt     time.Time // zero: it has not
 	Held        int64     // segments
 }
+
+// States of a node. Silent is one that has sent no heartbeat for too long, and is about to be declared
+// dead.
+const (
+	Live   = "live"
+	Silent = "silent"
+	Left   = "left"
+	Dead   = "dead"
+)
 
 // Nodes lists the nodes that have not ended, and those that have if they are asked for, the latest
 // first.
@@ -203,13 +212,13 @@ func (s *Store) Nodes(ctx context.Context, ended bool) ([]Node, error) {
 		err = r.Scan(&n.ID, &n.Name, at(&n.StartedAt), at(&n.HeartbeatAt), at(&n.EndedAt), &n.Held)
 		switch {
 		case !n.EndedAt.IsZero() && n.EndedAt.Equal(n.HeartbeatAt):
-			n.State = "left" // see Leave
+			n.State = Left // see Leave
 		case !n.EndedAt.IsZero():
-			n.State = "dead"
+			n.State = Dead
 		case !s.d.exclusive && time.UnixMilli(now).Sub(n.HeartbeatAt) > lease:
-			n.State = "silent"
+			n.State = Silent
 		default:
-			n.State = "live"
+			n.State = Live
 		}
 		if s.d.exclusive {
 			n.HeartbeatAt = time.Time{}

@@ -31,21 +31,33 @@ var postgresDialect = dialect{
 	},
 }
 
-const (
-	// patience is how long one statement may take. A primary that has vanished says nothing at all, so
-	// this is how soon it is noticed.
-	patience = 8 * time.Second
-	// connectPatience is how long each host of a DSN may take to let us in.
-	connectPatience = 3 * time.Second
-)
+// limits are how long things may take.
+type limits struct {
+	// statement is for one of them. A primary that has vanished says nothing at all, so this is how
+	// soon it is noticed.
+	statement time.Duration
+	// idle is for a client between two statements of a transaction: the locks of one that has vanished
+	// are given free before others lose their patience.
+	idle time.Duration
+	// connect is for each host of a DSN to let us in, if the DSN does not say.
+	connect time.Duration
+}
 
-// begin begins every transaction that may write. Locks of a client that has vanished are given free
-// before others lose their patience. Set here and not for the session, which behind a pooler is not
-// ours; and SET LOCAL comes back with the answer to BEGIN.
-var begin = fmt.Sprintf("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL statement_timeout = %d; "+
-	"SET LOCAL idle_in_transaction_session_timeout = %d", patience.Milliseconds(), (patience / 2).Milliseconds())
+var patient = limits{statement: 8 * time.Second, idle: 4 * time.Second, connect: 3 * time.Second}
 
-func openPostgres(dsn string) (p pools, err error) {
+// begin begins a transaction that writes. Its limits are set here and not for the session, which
+// behind a pooler is not ours; and they come back with the answer to BEGIN.
+func (l limits) begin() string {
+	return fmt.Sprintf("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL statement_timeout = %d; "+
+		"SET LOCAL idle_in_transaction_session_timeout = %d", l.statement.Milliseconds(), l.idle.Milliseconds())
+}
+
+func openPostgres(dsn string) (pools, error) {
+	return openLimited(dsn, patient, func(c driver.Connector) driver.Connector { return c })
+}
+
+// openLimited is openPostgres with what a test changes about it.
+func openLimited(dsn string, l limits, wrap func(driver.Connector) driver.Connector) (p pools, err error) {
 	c, err := pgx.ParseConfig(dsn)
 	if err != nil {
 		return pools{}, err
@@ -56,22 +68,22 @@ func openPostgres(dsn string) (p pools, err error) {
 		c.DefaultQueryExecMode = pgx.QueryExecModeExec
 	}
 	if c.ConnectTimeout == 0 {
-		c.ConnectTimeout = connectPatience
+		c.ConnectTimeout = l.connect
 	}
 	// Of several hosts the one that takes writes, and of one host none that has become a standby.
 	if c.ValidateConnect == nil {
 		c.ValidateConnect = pgconn.ValidateConnectTargetSessionAttrsReadWrite
 	}
 	c.DialFunc = dial
-	pool := func(n int, patience time.Duration) *sql.DB {
-		db := sql.OpenDB(connector{stdlib.GetConnector(*c), patience})
+	pool := func(n int, l limits) *sql.DB {
+		db := sql.OpenDB(wrap(connector{stdlib.GetConnector(*c), l}))
 		db.SetMaxOpenConns(n)
 		db.SetMaxIdleConns(n)
 		db.SetConnMaxIdleTime(5 * time.Minute)
 		db.SetConnMaxLifetime(30 * time.Minute) // a pooler or a balancer may send us elsewhere
 		return db
 	}
-	p = pools{write: pool(8, patience), read: pool(4, patience), beat: pool(1, patience), slow: pool(3, 0)}
+	p = pools{write: pool(8, l), read: pool(4, l), beat: pool(1, l), slow: pool(3, limits{})}
 	p.slow.SetMaxIdleConns(1) // a migration takes three, and comes once
 	return p, nil
 }
@@ -88,7 +100,7 @@ func dial(ctx context.Context, network, addr string) (net.Conn, error) {
 		}
 		var err error
 		if e := c.Control(func(fd uintptr) {
-			err = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(patience.Milliseconds()))
+			err = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(patient.statement.Milliseconds()))
 		}); e != nil {
 			return e
 		}
@@ -141,7 +153,7 @@ func conflict(err error) bool {
 // A connector makes connections that lose their patience.
 type connector struct {
 	driver.Connector
-	patience time.Duration // with one statement; 0: for good
+	limits limits
 }
 
 func (c connector) Connect(ctx context.Context) (driver.Conn, error) {
@@ -149,53 +161,61 @@ func (c connector) Connect(ctx context.Context) (driver.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return conn{got.(*stdlib.Conn), c.patience}, nil
+	return &conn{Conn: got.(*stdlib.Conn), limits: c.limits}, nil
 }
 
 // A conn gives up a statement that takes too long: it closes, and the outcome of the statement is
 // unknown.
 type conn struct {
 	*stdlib.Conn
-	patience time.Duration
+	limits limits
+	inTx   bool
 }
 
-func (c conn) bound(ctx context.Context) (context.Context, context.CancelFunc) {
-	if c.patience == 0 {
+func (c *conn) bound(ctx context.Context) (context.Context, context.CancelFunc) {
+	if c.limits.statement == 0 {
 		return ctx, func() {}
 	}
-	return context.WithTimeoutCause(ctx, c.patience, errSilent)
+	return context.WithTimeoutCause(ctx, c.limits.statement, errSilent)
 }
 
-var errSilent = fmt.Errorf("no answer from PostgreSQL for %v", patience)
+var errSilent = errors.New("no answer from PostgreSQL in time")
 
 // explain tells a silent server from a caller that has gone, and closes a connection to a server
 // that takes no writes any more: it has become a standby, and the next connection finds the primary.
-func (c conn) explain(ctx context.Context, err error) error {
-	if err == nil {
-		return nil
-	}
+func (c *conn) explain(ctx context.Context, err error) error {
 	if e, ok := errors.AsType[*pgconn.PgError](err); ok && e.Code == "25006" {
 		c.Conn.Close()
 	}
-	if cause := context.Cause(ctx); cause == errSilent {
-		return fmt.Errorf("%w: %w", cause, err)
+	if err != nil && context.Cause(ctx) == errSilent {
+		return fmt.Errorf("%w: %w", errSilent, err)
 	}
 	return err
 }
 
-func (c conn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
+// again is explain for what changes nothing: where the server has closed the connection, which one
+// that was idle often learns only now, it is tried on another.
+func (c *conn) again(ctx context.Context, err error) error {
+	err = c.explain(ctx, err)
+	if err != nil && !c.inTx && c.limits != (limits{}) && c.Conn.Conn().IsClosed() && ctx.Err() == nil {
+		return driver.ErrBadConn
+	}
+	return err
+}
+
+func (c *conn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
 	ctx, cancel := c.bound(ctx)
 	defer cancel()
 	r, err := c.Conn.ExecContext(ctx, query, args)
 	return r, c.explain(ctx, err)
 }
 
-func (c conn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
+func (c *conn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
 	ctx, cancel := c.bound(ctx)
 	r, err := c.Conn.QueryContext(ctx, query, args)
 	if err != nil {
 		defer cancel()
-		return nil, c.explain(ctx, err)
+		return nil, c.again(ctx, err)
 	}
 	return rows{r, cancel}, nil
 }
@@ -212,43 +232,43 @@ func (r rows) Close() error {
 }
 
 // ResetSession looks whether a connection that was idle still answers.
-func (c conn) ResetSession(ctx context.Context) error {
+func (c *conn) ResetSession(ctx context.Context) error {
 	ctx, cancel := c.bound(ctx)
 	defer cancel()
 	return c.Conn.ResetSession(ctx)
 }
 
-// BeginTx begins a transaction that writes, with its time limits; where patience has no end, any.
-func (c conn) BeginTx(ctx context.Context, o driver.TxOptions) (driver.Tx, error) {
-	if c.patience == 0 {
+// BeginTx begins a transaction that writes, with its limits; where there are none, any.
+func (c *conn) BeginTx(ctx context.Context, o driver.TxOptions) (driver.Tx, error) {
+	if c.limits == (limits{}) {
 		return c.Conn.BeginTx(ctx, o)
 	}
 	bounded, cancel := c.bound(ctx)
 	defer cancel()
-	t, err := c.Conn.Conn().BeginTx(bounded, pgx.TxOptions{BeginQuery: begin})
+	t, err := c.Conn.Conn().BeginTx(bounded, pgx.TxOptions{BeginQuery: c.limits.begin()})
 	if err != nil {
-		if pgconn.SafeToRetry(err) {
-			return nil, driver.ErrBadConn
-		}
-		return nil, c.explain(bounded, err)
+		return nil, c.again(bounded, err)
 	}
+	c.inTx = true
 	return tx{t, c, ctx}, nil
 }
 
 type tx struct {
 	pgx.Tx
-	c   conn
+	c   *conn
 	ctx context.Context // driver.Tx gives none to its methods
 }
 
 func (t tx) Commit() error {
 	ctx, cancel := t.c.bound(t.ctx)
 	defer cancel()
+	t.c.inTx = false
 	return t.c.explain(ctx, t.Tx.Commit(ctx))
 }
 
 func (t tx) Rollback() error {
 	ctx, cancel := t.c.bound(context.WithoutCancel(t.ctx))
 	defer cancel()
+	t.c.inTx = false
 	return t.c.explain(ctx, t.Tx.Rollback(ctx))
 }

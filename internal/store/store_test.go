@@ -68,15 +68,6 @@ func TestSQLite(t *testing.T) {
 	})
 }
 
-func TestPostgres(t *testing.T) {
-	storetest.Run(t, func(t *testing.T) storetest.Database {
-		dsn := storetest.Postgres(t)
-		return storetest.Database{
-			Open: func(o store.Options) (*store.Store, error) { return store.Connect(t.Context(), dsn, o) },
-		}
-	})
-}
-
 // TestShared has nodes share a folder, as they do in tests of what they do to each other.
 func TestShared(t *testing.T) {
 	storetest.Run(t, func(t *testing.T) storetest.Database {
