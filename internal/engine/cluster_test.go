@@ -10,6 +10,7 @@ import (
 	"offpeak/internal/engine"
 	"offpeak/internal/sim"
 	"offpeak/internal/store"
+	"offpeak/internal/store/storetest"
 	"offpeak/internal/upstream"
 )
 
@@ -22,11 +23,25 @@ type member struct {
 	away atomic.Bool // nothing that it asks of the store has an effect
 }
 
-// cluster runs a test on a bench that nodes share, each with its own upstream.
+// cluster runs a test on a bench that nodes share, each with its own upstream, once with a folder and
+// once with PostgreSQL. There, time stands still while a query is under way.
 func cluster(t *testing.T, nodes int, c sim.Config, slots int, f func(b *bench, m []*member)) {
 	t.Helper()
+	t.Run("folder", func(t *testing.T) {
+		t.Parallel()
+		clusterOn(t, "", nodes, c, slots, f)
+	})
+	t.Run("PostgreSQL", func(t *testing.T) {
+		t.Parallel()
+		clusterOn(t, storetest.Postgres(t), nodes, c, slots, f)
+	})
+}
+
+func clusterOn(t *testing.T, dsn string, nodes int, c sim.Config, slots int, f func(b *bench, m []*member)) {
+	t.Helper()
 	bubble(t, func(b *bench) {
-		b.shared = true
+		b.shared, b.dsn = true, dsn
+		b.doctor = b.newDoctor()
 		b.reopen()
 		members := make([]*member, nodes)
 		for i := range members {

@@ -3,9 +3,7 @@ package engine_test
 import (
 	"bytes"
 	"context"
-	"database/sql"
 	"encoding/json"
-	"path/filepath"
 	"time"
 
 	"offpeak/internal/batch"
@@ -16,13 +14,17 @@ import (
 // newDoctor has the folder examined with what the bench knows besides: that nobody deletes results,
 // what was uploaded, how often a request was sent, and what upstreams answer to it.
 func (b *bench) newDoctor() *doctor.Doctor {
-	return doctor.Open(b.dir, doctor.Options{
+	o := doctor.Options{
 		Now:            func() time.Time { return time.Now().Add(time.Duration(b.ahead.Load())) }, // the store's clock
 		NothingDeleted: true,
 		Input:          func(file string) []byte { return b.inputs[file] },
 		Calls:          b.callsOnce,
 		Recorded:       b.compareAnswer,
-	})
+	}
+	if b.dsn != "" {
+		return doctor.Connect(b.dsn, b.blobs, o)
+	}
+	return doctor.Open(b.dir, o)
 }
 
 // examine has the doctor look at the folder, and holds what is recorded against what was sent.
@@ -128,26 +130,5 @@ func (b *bench) results(id string) map[string]result {
 // query reads a column of the database, beside whoever works on it.
 func query[T any](b *bench, text string, args ...any) []T {
 	b.Helper()
-	db, err := sql.Open("sqlite", "file:"+filepath.Join(b.dir, "offpeak.db")+"?mode=ro&_pragma=query_only(1)&_pragma=busy_timeout(10000)")
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer db.Close()
-	rows, err := db.QueryContext(b.Context(), text, args...)
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer rows.Close()
-	var out []T
-	for rows.Next() {
-		var v T
-		if err := rows.Scan(&v); err != nil {
-			b.Fatal(err)
-		}
-		out = append(out, v)
-	}
-	if err := rows.Err(); err != nil {
-		b.Fatal(err)
-	}
-	return out
+	return column[T](b, text, args...)
 }

@@ -81,6 +81,7 @@ type bench struct {
 	wrong    int                     // answers that the examination found wrong
 	thief    bool                    // see steal
 	shared   bool                    // several processes work on the folder, as nodes do
+	dsn      string                  // of a database that they share instead; empty: none
 	deletes  bool                    // result files are deleted, too
 	unswept  bool                    // there was no time for a sweep
 	foreign  bool                    // answers were recorded from other upstreams than ours
@@ -113,9 +114,16 @@ func newBench(t *testing.T) *bench {
 
 func (b *bench) open() {
 	b.Helper()
-	s, err := store.Open(b.Context(), b.dir, store.Options{
+	o := store.Options{
 		Now: func() time.Time { return time.Now().Add(time.Duration(b.ahead.Load())) }, Shared: b.shared,
-	})
+	}
+	var s *store.Store
+	var err error
+	if b.dsn == "" {
+		s, err = store.Open(b.Context(), b.dir, o)
+	} else {
+		s, err = store.Connect(b.Context(), b.dsn, o)
+	}
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -40,7 +40,11 @@ func TestRecordedSoon(t *testing.T) {
 // column reads a column of the database, past the store.
 func column[T any](b *bench, text string, args ...any) (values []T) {
 	b.Helper()
-	db, err := sql.Open("sqlite", "file:"+filepath.Join(b.dir, "offpeak.db")+"?mode=ro&_pragma=busy_timeout(10000)")
+	driver, dsn := "sqlite", "file:"+filepath.Join(b.dir, "offpeak.db")+"?mode=ro&_pragma=busy_timeout(10000)"
+	if b.dsn != "" {
+		driver, dsn = "pgx", b.dsn
+	}
+	db, err := sql.Open(driver, dsn)
 	if err != nil {
 		b.Fatal(err)
 	}
