@@ -69,7 +69,8 @@ func (m *member) join(b *bench, name string) {
 	})
 }
 
-// kill ends the member's process as kill -9 does.
+// kill ends the member's process as kill -9 does. It takes 10 s if there was something to record, which
+// the process would like to do.
 func (m *member) kill() {
 	m.die()
 	m.process.stop()
@@ -130,8 +131,8 @@ func TestNodeLoss(t *testing.T) {
 			if held == 0 {
 				b.Fatalf("%s holds nothing", name)
 			}
-			victim.kill()
 			killed := time.Now()
+			victim.kill()
 			for b.nodes("dead")[name].Held > 0 || b.nodes("live")[name].ID != "" || b.nodes("silent")[name].ID != "" {
 				if time.Since(killed) > time.Minute {
 					b.Fatalf("%s is not taken for dead", name)
@@ -352,7 +353,8 @@ func TestWorkSpreads(t *testing.T) {
 	} {
 		t.Run(fmt.Sprintf("%d requests at %d times %d", test.requests, test.nodes, test.slots), func(t *testing.T) {
 			const each = 10 * time.Second
-			cluster(t, test.nodes, sim.Config{Timing: sim.Timing{Latency: each}}, test.slots, func(b *bench, m []*member) {
+			t.Parallel()
+			clusterOn(t, "", test.nodes, sim.Config{Timing: sim.Timing{Latency: each}}, test.slots, func(b *bench, m []*member) {
 				time.Sleep(6 * time.Second) // now they know of each other
 				start := time.Now()
 				text := chat(test.requests)
