@@ -50,11 +50,11 @@ func (c gatedConnector) Connect(ctx context.Context) (driver.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return gatedConn{got.(conn), c.gate}, nil
+	return gatedConn{got.(*conn), c.gate}, nil
 }
 
 type gatedConn struct {
-	conn
+	*conn
 	gate func(string) error
 }
 

@@ -161,7 +161,7 @@ func (c connector) Connect(ctx context.Context) (driver.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return conn{got.(*stdlib.Conn), c.limits}, nil
+	return &conn{Conn: got.(*stdlib.Conn), limits: c.limits}, nil
 }
 
 // A conn gives up a statement that takes too long: it closes, and the outcome of the statement is
@@ -169,9 +169,10 @@ func (c connector) Connect(ctx context.Context) (driver.Conn, error) {
 type conn struct {
 	*stdlib.Conn
 	limits limits
+	inTx   bool
 }
 
-func (c conn) bound(ctx context.Context) (context.Context, context.CancelFunc) {
+func (c *conn) bound(ctx context.Context) (context.Context, context.CancelFunc) {
 	if c.limits.statement == 0 {
 		return ctx, func() {}
 	}
@@ -182,32 +183,39 @@ var errSilent = errors.New("no answer from PostgreSQL in time")
 
 // explain tells a silent server from a caller that has gone, and closes a connection to a server
 // that takes no writes any more: it has become a standby, and the next connection finds the primary.
-func (c conn) explain(ctx context.Context, err error) error {
-	if err == nil {
-		return nil
-	}
+func (c *conn) explain(ctx context.Context, err error) error {
 	if e, ok := errors.AsType[*pgconn.PgError](err); ok && e.Code == "25006" {
 		c.Conn.Close()
 	}
-	if cause := context.Cause(ctx); cause == errSilent {
-		return fmt.Errorf("%w: %w", cause, err)
+	if err != nil && context.Cause(ctx) == errSilent {
+		return fmt.Errorf("%w: %w", errSilent, err)
 	}
 	return err
 }
 
-func (c conn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
+// again is explain for what changes nothing: where the server has closed the connection, which one
+// that was idle often learns only now, it is tried on another.
+func (c *conn) again(ctx context.Context, err error) error {
+	err = c.explain(ctx, err)
+	if err != nil && !c.inTx && c.limits != (limits{}) && c.Conn.Conn().IsClosed() && ctx.Err() == nil {
+		return driver.ErrBadConn
+	}
+	return err
+}
+
+func (c *conn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
 	ctx, cancel := c.bound(ctx)
 	defer cancel()
 	r, err := c.Conn.ExecContext(ctx, query, args)
 	return r, c.explain(ctx, err)
 }
 
-func (c conn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
+func (c *conn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
 	ctx, cancel := c.bound(ctx)
 	r, err := c.Conn.QueryContext(ctx, query, args)
 	if err != nil {
 		defer cancel()
-		return nil, c.explain(ctx, err)
+		return nil, c.again(ctx, err)
 	}
 	return rows{r, cancel}, nil
 }
@@ -224,14 +232,14 @@ func (r rows) Close() error {
 }
 
 // ResetSession looks whether a connection that was idle still answers.
-func (c conn) ResetSession(ctx context.Context) error {
+func (c *conn) ResetSession(ctx context.Context) error {
 	ctx, cancel := c.bound(ctx)
 	defer cancel()
 	return c.Conn.ResetSession(ctx)
 }
 
 // BeginTx begins a transaction that writes, with its limits; where there are none, any.
-func (c conn) BeginTx(ctx context.Context, o driver.TxOptions) (driver.Tx, error) {
+func (c *conn) BeginTx(ctx context.Context, o driver.TxOptions) (driver.Tx, error) {
 	if c.limits == (limits{}) {
 		return c.Conn.BeginTx(ctx, o)
 	}
@@ -239,28 +247,28 @@ func (c conn) BeginTx(ctx context.Context, o driver.TxOptions) (driver.Tx, error
 	defer cancel()
 	t, err := c.Conn.Conn().BeginTx(bounded, pgx.TxOptions{BeginQuery: c.limits.begin()})
 	if err != nil {
-		if pgconn.SafeToRetry(err) {
-			return nil, driver.ErrBadConn
-		}
-		return nil, c.explain(bounded, err)
+		return nil, c.again(bounded, err)
 	}
+	c.inTx = true
 	return tx{t, c, ctx}, nil
 }
 
 type tx struct {
 	pgx.Tx
-	c   conn
+	c   *conn
 	ctx context.Context // driver.Tx gives none to its methods
 }
 
 func (t tx) Commit() error {
 	ctx, cancel := t.c.bound(t.ctx)
 	defer cancel()
+	t.c.inTx = false
 	return t.c.explain(ctx, t.Tx.Commit(ctx))
 }
 
 func (t tx) Rollback() error {
 	ctx, cancel := t.c.bound(context.WithoutCancel(t.ctx))
 	defer cancel()
+	t.c.inTx = false
 	return t.c.explain(ctx, t.Tx.Rollback(ctx))
 }

@@ -81,6 +81,8 @@ func Run(t *testing.T, fresh func(t *testing.T) Database) {
 		{"BuryAtOnce", testBuryAtOnce},
 		{"ClockOfNodes", testClockOfNodes},
 		{"Nodes", testNodes},
+		{"Limits", testLimits},
+		{"LimitsOfTheDead", testLimitsOfTheDead},
 		{"References", testReferences},
 		{"Reopen", testReopen},
 		{"Abandoned", testAbandoned},
