@@ -92,6 +92,8 @@ type Engine struct {
 	workers  sync.WaitGroup
 	seals    chan *hold
 
+	told bool // the others know of something that goes on here; owned by keepLease
+
 	// Owned by claimAll.
 	strays  bool                 // we may hold what we do not know of
 	shunned map[string]time.Time // by batch: until when it is left alone

@@ -5,6 +5,7 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 )
@@ -163,4 +164,33 @@ func (t gatedTx) Commit() error {
 		return err
 	}
 	return t.gate("COMMITTED")
+}
+
+// Dump returns every row of every table as text, sorted, and the last number that was given in each.
+func Dump(ctx context.Context, s *Store) (rows map[string][]string, numbers map[string]int64, err error) {
+	rows, numbers = map[string][]string{}, map[string]int64{}
+	tables, err := s.tables(ctx, s.read)
+	if err != nil {
+		return nil, nil, err
+	}
+	for name, t := range tables {
+		rows[name], err = all(ctx, s.read, func(r row) (string, error) {
+			values, to := make([]any, len(t.columns)), make([]any, len(t.columns))
+			for i := range values {
+				to[i] = &values[i]
+			}
+			err := r.Scan(to...)
+			return fmt.Sprintf("%q", values), err
+		}, `SELECT `+quote(t.columns...)+` FROM `+quote(name))
+		if err != nil {
+			return nil, nil, err
+		}
+		slices.Sort(rows[name])
+		if t.identity != "" {
+			if numbers[name], err = s.d.identity(ctx, s.read, t); err != nil {
+				return nil, nil, err
+			}
+		}
+	}
+	return rows, numbers, nil
 }
