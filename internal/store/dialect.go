@@ -30,6 +30,8 @@ type dialect struct {
 	// clock is the database's time in unix milliseconds, by which nodes reckon each other's leases.
 	// Empty: a database in the process has the process's.
 	clock string
+	// vacuum gives free what was deleted from the journal; empty where the database does so itself.
+	vacuum string
 	// exclusive tells that one process has the database: what a former one held is free.
 	exclusive bool
 	// migrating returns what keeps two processes from changing the schema at once; nil if nothing
@@ -110,12 +112,12 @@ func openSQLite(path string) (p pools, err error) {
 			os.Chmod(p, 0o600) // if it is another's, that is not for us to decide
 		}
 	}
-	if p.write, err = sql.Open("sqlite", dsn()+"&_txlock=immediate"); err != nil {
+	if p.write, err = openPrepared(dsn() + "&_txlock=immediate"); err != nil {
 		return pools{}, err
 	}
 	p.write.SetMaxOpenConns(1)
 	p.beat, p.slow = p.write, p.write
-	if p.read, err = sql.Open("sqlite", dsn("query_only(1)")); err != nil {
+	if p.read, err = openPrepared(dsn("query_only(1)")); err != nil {
 		p.write.Close()
 		return pools{}, err
 	}

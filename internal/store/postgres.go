@@ -26,6 +26,9 @@ var postgresDialect = dialect{
 	open: openPostgres, check: checkPostgres, retryable: conflict,
 	forUpdate: " FOR UPDATE", skipLocked: " SKIP LOCKED",
 	clock: "(extract(epoch FROM clock_timestamp()) * 1000)::bigint",
+	// Another node may be at it. The end of the file is left where it is: cutting it off would lock
+	// out who records, and it is filled again in a moment.
+	vacuum: "VACUUM (SKIP_LOCKED, INDEX_CLEANUP ON, TRUNCATE OFF) journal",
 	// A lock in a table, since one of a session does not hold behind a pooler of transactions.
 	migrating: func() (goose.ProviderOption, error) {
 		l, err := lock.NewPostgresTableLocker(lock.WithTableLockTimeout(500*time.Millisecond, 600))
