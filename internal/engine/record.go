@@ -34,6 +34,7 @@ type recorder struct {
 	urgent   bool // somebody waits for what is in groups
 	hurried  bool // workers are to end and wait for nothing
 	closed   bool
+	spare    [][]byte // memory of groups that are packed, for the next ones
 }
 
 // A group is what is to be recorded of one hold next.
@@ -69,6 +70,9 @@ func (r *recorder) add(h *hold, index int, ok bool, u batch.Usage, line []byte) 
 	g := h.group
 	if g == nil {
 		g = &group{}
+		if last := len(r.spare) - 1; last >= 0 {
+			g.data, r.spare = r.spare[last], r.spare[:last]
+		}
 		h.group = g
 		r.groups = append(r.groups, h)
 	}
@@ -158,6 +162,7 @@ func (r *recorder) run(ctx context.Context, settled func(context.Context, *hold,
 		groups := make([]batch.Group, len(holds))
 		for i, h := range holds {
 			groups[i] = batch.Group{Lease: h.lease, Tally: h.lease.Tally, Data: packer.Pack(h.data)}
+			r.reuse(h.data)
 		}
 		lost, err := r.record(ctx, groups)
 		if err != nil {
@@ -207,6 +212,18 @@ func (r *recorder) collect() (out []taken, finished []*hold, closed bool, wait t
 	r.groups, r.finished, r.urgent, r.bytes = nil, nil, false, 0
 	r.space.Broadcast()
 	return out, finished, r.closed, -1
+}
+
+// spareGroups is of how many groups the memory is kept, unless they were larger than most are.
+const spareGroups = 4
+
+// reuse keeps the memory of a group that is packed.
+func (r *recorder) reuse(data []byte) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.spare) < spareGroups && cap(data) <= 2*groupBytes {
+		r.spare = append(r.spare, data[:0])
+	}
 }
 
 // record has the groups recorded, for as long as that takes. It repeats a failed transaction as it
