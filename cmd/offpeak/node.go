@@ -83,6 +83,11 @@ func openNode(ctx context.Context, where *storageFlags, f *engineFlags, c *confi
 	if n.blobs, err = where.openBlobs(ctx); err != nil {
 		return nil, err
 	}
+	if where.Blobs != "" {
+		if err := pair(ctx, n.store, n.blobs, where); err != nil {
+			return nil, err
+		}
+	}
 	n.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	if ec == nil {
 		return n, nil

@@ -92,6 +92,8 @@ type Engine struct {
 	workers  sync.WaitGroup
 	seals    chan *hold
 
+	told bool // the others know of something that goes on here; owned by keepLease
+
 	// Owned by claimAll.
 	strays  bool                 // we may hold what we do not know of
 	shunned map[string]time.Time // by batch: until when it is left alone
@@ -219,6 +221,7 @@ func (e *Engine) Run(ctx, abort context.Context) error {
 	intake.Go(func() { e.claimAll(ctx) })
 	intake.Go(func() { e.finalizeAll(ctx) })
 	intake.Go(func() { e.sweepAll(ctx) })
+	intake.Go(func() { e.vacuumAll(ctx) })
 	intake.Go(func() { e.buryAll(ctx) })
 	// The lease is kept until the last result is recorded.
 	var beating sync.WaitGroup

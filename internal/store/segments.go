@@ -217,6 +217,17 @@ func (s *Store) JournalGroup(ctx context.Context, segment, seq int64) (data []by
 	return data, err
 }
 
+// Vacuum makes room in the journal for what comes next. Everything in it is deleted again within
+// seconds, and PostgreSQL by itself cleans up far too late. It is to be called every few seconds by
+// who records.
+func (s *Store) Vacuum(ctx context.Context) error {
+	if s.d.vacuum == "" {
+		return nil
+	}
+	_, err := s.slow.ExecContext(ctx, s.d.vacuum)
+	return err
+}
+
 // Segments lists the segments of a batch that is not terminal, in input order: of a sealed one the
 // part with its successful or its failed lines, which may have no key for want of any.
 func (s *Store) Segments(ctx context.Context, batchID string, failed bool) ([]batch.Sealed, error) {
