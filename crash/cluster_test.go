@@ -60,13 +60,14 @@ type clusterOptions struct {
 	pooler  bool     // PgBouncer stands in front of it
 	sqlite  bool     // there is none: a node has a folder
 	folder  bool     // blobs are in one, too
-	args    []string // of every node, beside the usual ones
+	roles   []string // of nodes; those without one do everything
 }
 
 // A node is a place for a process, with relays of its own.
 type node struct {
 	c        *cluster
 	name     string
+	role     string
 	database []*lab.Relay // to each of its servers
 	blobs    *lab.Relay
 	upstream *lab.Relay
@@ -113,7 +114,10 @@ func newCluster(t *testing.T, u *upstream, o clusterOptions) *cluster {
 		installed(t, err)
 	}
 	for i := range o.nodes {
-		n := &node{c: c, name: fmt.Sprintf("n%d", i+1), upstream: newRelay(t, u.listener.Addr().String())}
+		n := &node{c: c, name: fmt.Sprintf("n%d", i+1), role: "all", upstream: newRelay(t, u.listener.Addr().String())}
+		if i < len(o.roles) {
+			n.role = o.roles[i]
+		}
 		if !o.folder {
 			n.blobs = newRelay(t, c.s3.Addr)
 		}
@@ -265,8 +269,8 @@ func (n *node) start() {
 	if n.blobs != nil {
 		blobs = n.blobs.Addr
 	}
-	args := append([]string{"serve", "--listen", "127.0.0.1:0", "--config", config, "--node", n.name}, n.c.storage(databases, blobs)...)
-	n.s = &server{process: startCommand(t, exec.Command(offpeak, append(args, n.c.o.args...)...))}
+	args := append([]string{"serve", "--listen", "127.0.0.1:0", "--config", config, "--node", n.name, "--role", n.role}, n.c.storage(databases, blobs)...)
+	n.s = &server{process: startCommand(t, exec.Command(offpeak, args...))}
 	go n.follow(n.s)
 }
 
@@ -353,14 +357,20 @@ func (n *node) signal(s syscall.Signal) {
 	}
 }
 
-// client returns the API of a node that is up; nil if it is not.
+// client returns the API of a node that is up and has one; else nil.
 func (n *node) client() *client.Client {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if !n.up {
+	if !n.up || n.role == "worker" {
 		return nil
 	}
 	return n.s.api
+}
+
+func (n *node) isUp() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.up
 }
 
 // startAll starts all nodes and waits for them.
@@ -376,7 +386,7 @@ func (c *cluster) startAll() {
 func (c *cluster) awaitAll() {
 	c.t.Helper()
 	for _, n := range c.nodes {
-		poll(c.t, n.name, func() bool { return n.client() != nil })
+		poll(c.t, n.name, n.isUp)
 	}
 }
 
