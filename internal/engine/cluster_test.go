@@ -10,6 +10,7 @@ import (
 	"offpeak/internal/engine"
 	"offpeak/internal/sim"
 	"offpeak/internal/store"
+	"offpeak/internal/store/storetest"
 	"offpeak/internal/upstream"
 )
 
@@ -18,19 +19,44 @@ import (
 type member struct {
 	*process
 	*faults
-	up   *up
-	away atomic.Bool // nothing that it asks of the store has an effect
+	up    *up
+	lines int                                    // of a segment, at most
+	away  atomic.Bool                            // nothing that it asks of the store has an effect
+	hook  atomic.Pointer[func(op string, n int)] // is called before each operation; nil: nothing is
 }
 
-// cluster runs a test on a bench that nodes share, each with its own upstream.
+// cluster runs a test on a bench that nodes share, each with its own upstream, once with a folder and
+// once with PostgreSQL. There, time stands still while a query is under way.
 func cluster(t *testing.T, nodes int, c sim.Config, slots int, f func(b *bench, m []*member)) {
+	t.Helper()
+	t.Run("folder", func(t *testing.T) {
+		aboutFolders(t)
+		t.Parallel()
+		clusterOn(t, "", nodes, c, slots, f)
+	})
+	t.Run("PostgreSQL", func(t *testing.T) {
+		t.Parallel()
+		clusterOn(t, storetest.Postgres(t), nodes, c, slots, f)
+	})
+}
+
+func clusterOn(t *testing.T, dsn string, nodes int, c sim.Config, slots int, f func(b *bench, m []*member)) {
+	t.Helper()
+	clusterOf(t, dsn, nodes, c, slots, 20, f)
+}
+
+func clusterOf(t *testing.T, dsn string, nodes int, c sim.Config, slots, lines int, f func(b *bench, m []*member)) {
 	t.Helper()
 	bubble(t, func(b *bench) {
 		b.shared = true
+		if f, ok := b.storage.(folder); ok && dsn != "" {
+			b.storage = database{f, dsn}
+		}
+		b.doctor = b.newDoctor()
 		b.reopen()
 		members := make([]*member, nodes)
 		for i := range members {
-			members[i] = &member{up: b.upstream(c, upstream.Config{MaxInFlight: slots, Models: []string{"m"}})}
+			members[i] = &member{lines: lines, up: b.upstream(c, upstream.Config{MaxInFlight: slots, Models: []string{"m"}})}
 		}
 		for i, m := range members {
 			m.join(b, fmt.Sprint("node ", i))
@@ -48,13 +74,19 @@ func (m *member) join(b *bench, name string) {
 		}
 		return done
 	})
-	m.process = b.start(m.in, small(20), func(c *engine.Config) {
+	m.faults.before = func(op string, n int) {
+		if f := m.hook.Load(); f != nil {
+			(*f)(op, n)
+		}
+	}
+	m.process = b.start(m.in, small(m.lines), func(c *engine.Config) {
 		c.Node, c.Upstreams = name, upstream.NewPool(m.up.Upstream)
 		*c = c.WithPoll(250 * time.Millisecond)
 	})
 }
 
-// kill ends the member's process as kill -9 does.
+// kill ends the member's process as kill -9 does. It takes 10 s if there was something to record, which
+// the process would like to do.
 func (m *member) kill() {
 	m.die()
 	m.process.stop()
@@ -115,8 +147,8 @@ func TestNodeLoss(t *testing.T) {
 			if held == 0 {
 				b.Fatalf("%s holds nothing", name)
 			}
-			victim.kill()
 			killed := time.Now()
+			victim.kill()
 			for b.nodes("dead")[name].Held > 0 || b.nodes("live")[name].ID != "" || b.nodes("silent")[name].ID != "" {
 				if time.Since(killed) > time.Minute {
 					b.Fatalf("%s is not taken for dead", name)
@@ -165,7 +197,7 @@ func TestLastNodeLoss(t *testing.T) {
 // others take what it held, joins anew once it can, and its answers count as far as they were
 // recorded before.
 func TestNodeCutOff(t *testing.T) {
-	cluster(t, 2, sim.Config{Timing: sim.Timing{Latency: 2 * time.Second}}, 4, func(b *bench, m []*member) {
+	clusterOf(t, storetest.Postgres(t), 2, sim.Config{Timing: sim.Timing{Latency: time.Second, Jitter: 0.5}}, 4, 200, func(b *bench, m []*member) {
 		text := chat(1000)
 		id := b.run(text)
 		time.Sleep(30 * time.Second)
@@ -181,7 +213,7 @@ func TestNodeCutOff(t *testing.T) {
 				b.Fatalf("%v after it was cut off, the node still sends, and is taken for dead", time.Since(cut))
 			}
 		}
-		if after := at.Sub(cut); after > 14*time.Second {
+		if after := at.Sub(cut); after > 13100*time.Millisecond || after < 7*time.Second {
 			b.Errorf("the node sent its last request %v after it was cut off", after)
 		}
 		if b.nodes("dead")["node 0"].ID == "" {
@@ -196,7 +228,7 @@ func TestNodeCutOff(t *testing.T) {
 			b.Error("the node sends nothing after it has joined anew")
 		}
 		b.want(b.ends(id), batch.Completed, 1000, 1000, 0)
-		if n := b.sent(text) - 1000; n > 4+4+60 { // what it held in memory meanwhile is little, as it stopped
+		if n := b.sent(text) - 1000; n > 4+4+4*20 { // what it held in memory meanwhile is little, as it stopped
 			b.Errorf("%d requests were sent again", n)
 		}
 		drainAll(m)
@@ -337,7 +369,8 @@ func TestWorkSpreads(t *testing.T) {
 	} {
 		t.Run(fmt.Sprintf("%d requests at %d times %d", test.requests, test.nodes, test.slots), func(t *testing.T) {
 			const each = 10 * time.Second
-			cluster(t, test.nodes, sim.Config{Timing: sim.Timing{Latency: each}}, test.slots, func(b *bench, m []*member) {
+			t.Parallel()
+			clusterOn(t, "", test.nodes, sim.Config{Timing: sim.Timing{Latency: each}}, test.slots, func(b *bench, m []*member) {
 				time.Sleep(6 * time.Second) // now they know of each other
 				start := time.Now()
 				text := chat(test.requests)
@@ -396,4 +429,58 @@ func TestUpstreamAwayFromOneNode(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestSlowHeartbeat has the database take its time with a heartbeat and fall silent then. The lease is
+// reckoned from when the heartbeat was sent: that is the least that others reckon.
+func TestSlowHeartbeat(t *testing.T) {
+	clusterOf(t, "", 2, sim.Config{Timing: sim.Timing{Latency: time.Second, Jitter: 0.5}}, 4, 200, func(b *bench, m []*member) {
+		var sent time.Time
+		var slow atomic.Bool
+		m[0].hook.Store(new(func(op string, n int) {
+			switch {
+			case slow.Load():
+				m[0].away.Store(true)
+			case op == "Heartbeat" && n == 5:
+				sent = time.Now()
+				time.Sleep(4 * time.Second)
+				slow.Store(true)
+			}
+		}))
+		id := b.run(chat(800))
+		last, at := 0, time.Now()
+		for range 50 * 20 {
+			time.Sleep(50 * time.Millisecond)
+			if n := m[0].up.Calls().Calls; n != last {
+				last, at = n, time.Now()
+			}
+		}
+		if after := at.Sub(sent); sent.IsZero() || after < 11*time.Second || after > 13100*time.Millisecond {
+			b.Errorf("the last request was sent %v after the last heartbeat, want 13s at most", after)
+		}
+		m[0].hook.Store(nil)
+		m[0].away.Store(false)
+		b.want(b.ends(id), batch.Completed, 800, 800, 0)
+		drainAll(m)
+	})
+}
+
+// TestStrayOfCluster commits a claim of a node long after the node has given it up. The node does not
+// know of it, and gives it back with one of its next heartbeats.
+func TestStrayOfCluster(t *testing.T) {
+	cluster(t, 2, sim.Config{Timing: sim.Timing{Latency: time.Second}}, 4, func(b *bench, m []*member) {
+		b.patience = 10 * time.Minute
+		id := b.run(chat(200))
+		time.Sleep(7 * time.Second)
+		stray, err := b.store.Claim(b.Context(), b.nodes("live")["node 0"].ID, batch.Work{BatchID: id, Lane: batch.Lane{Model: "m", Endpoint: endpoint}})
+		if stray == nil || err != nil {
+			b.Fatalf("Claim() = %v, %v", stray, err)
+		}
+		time.Sleep(6 * time.Second)
+		if held := query[int64](b, "SELECT count(*) FROM segments WHERE token = $1 AND sealed_at IS NULL", stray.Token)[0]; held > 0 {
+			b.Error("the stray is still held")
+		}
+		b.want(b.ends(id), batch.Completed, 200, 200, 0)
+		drainAll(m)
+	})
 }

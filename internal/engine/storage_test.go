@@ -77,7 +77,28 @@ func (f folder) read() (*sql.DB, error) {
 	return sql.Open("sqlite", "file:"+filepath.Join(string(f), "offpeak.db")+"?mode=ro&_pragma=query_only(1)&_pragma=busy_timeout(10000)")
 }
 
-// shared is what several nodes share.
+// A database is one that several nodes share, as they do the folder with the blobs.
+type database struct {
+	folder
+	dsn string
+}
+
+func (d database) open(ctx context.Context, o store.Options) (*store.Store, blobs, error) {
+	s, err := store.Connect(ctx, d.dsn, o)
+	if err != nil {
+		return nil, nil, err
+	}
+	dir, err := blob.Open(filepath.Join(string(d.folder), "blobs"), blob.Shared())
+	return s, dir, err
+}
+
+func (d database) doctor(o doctor.Options) *doctor.Doctor {
+	return doctor.Connect(d.dsn, blob.NewView(filepath.Join(string(d.folder), "blobs")), o)
+}
+
+func (d database) read() (*sql.DB, error) { return readPostgres(d.dsn) }
+
+// shared is what several nodes share, on no machine of theirs.
 type shared struct {
 	dsn    string
 	bucket *elsewhere
@@ -151,8 +172,10 @@ func (s *shared) bury(ctx context.Context, db *store.Store) error {
 
 func (s *shared) doctor(o doctor.Options) *doctor.Doctor { return doctor.Connect(s.dsn, s.bucket, o) }
 
-func (s *shared) read() (*sql.DB, error) {
-	c, err := pgx.ParseConfig(s.dsn)
+func (s *shared) read() (*sql.DB, error) { return readPostgres(s.dsn) }
+
+func readPostgres(dsn string) (*sql.DB, error) {
+	c, err := pgx.ParseConfig(dsn)
 	if err != nil {
 		return nil, err
 	}
