@@ -30,7 +30,7 @@ func (doctorCmd) Help() string {
 		"nothing is left that no sweep would take, and every batch came to its status by a legal way. " +
 		"Each finding is printed on a line of its own, with the promise that is broken and what to do about it.\n\n" +
 		"It may be run at any time, also while a server works on the folder, and for the folder of \"offpeak run\" (out.jsonl.offpeak). " +
-		"It only reads: nothing is locked, changed or removed. Every file is read once, so it takes as long as the disk takes for that.\n\n" +
+		"It only reads: nothing is locked, changed or removed. It examines a cluster with --database and --blobs. Every file is read once, so it takes as long as the disk takes for that.\n\n" +
 		"Exit codes: 0 everything is sound; 1 it could not be examined; 2 something is not as it should be."
 }
 
@@ -56,8 +56,12 @@ func (cmd *doctorCmd) Run(ctx context.Context, s *streams) error {
 	// cheap, and there shall be room for the server.
 	debug.SetGCPercent(25)
 	start := time.Now()
-	r, err := doctor.Open(cmd.Data, doctor.Options{}).Examine(ctx)
-	if errors.Is(err, doctor.ErrNoDatabase) {
+	d, what, err := cmd.doctor(ctx)
+	if err != nil {
+		return err
+	}
+	r, err := d.Examine(ctx)
+	if errors.Is(err, doctor.ErrNoDatabase) && !cmd.cluster() {
 		if _, e := os.Stat(filepath.Join(cmd.Data, "done.json")); e == nil && !exists(cmd.Data) {
 			fmt.Fprintf(s.Err, "%s is what is left of a run that has ended: its answers are written, and there is nothing to examine\n", cmd.Data)
 			return nil
@@ -66,7 +70,7 @@ func (cmd *doctorCmd) Run(ctx context.Context, s *streams) error {
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("%s could not be examined: %w", cmd.Data, err)
+		return fmt.Errorf("%s could not be examined: %w", what, err)
 	}
 	took := time.Since(start)
 	for _, f := range r.Findings {
@@ -90,7 +94,25 @@ func (cmd *doctorCmd) Run(ctx context.Context, s *streams) error {
 	if r.Sound() {
 		return nil
 	}
-	return exitError{code: exitFindings, err: fmt.Errorf("%s has %s", cmd.Data, count(findings, "finding"))}
+	return exitError{code: exitFindings, err: fmt.Errorf("%s has %s", what, count(findings, "finding"))}
+}
+
+// doctor returns who is to examine what, and the name of that.
+func (cmd *doctorCmd) doctor(ctx context.Context) (d *doctor.Doctor, what string, err error) {
+	if err := cmd.check(); err != nil {
+		return nil, "", err
+	}
+	if cmd.Database == "" && cmd.Blobs == "" {
+		return doctor.Open(cmd.Data, doctor.Options{}), cmd.Data, nil
+	}
+	blobs, err := cmd.viewBlobs(ctx)
+	if err != nil {
+		return nil, "", err
+	}
+	if cmd.Database == "" {
+		return doctor.OpenWith(cmd.Data, blobs, doctor.Options{}), cmd.Data, nil
+	}
+	return doctor.Connect(cmd.Database, blobs, doctor.Options{}), withoutSecrets(cmd.Database), nil
 }
 
 // printExamined says what was looked at.

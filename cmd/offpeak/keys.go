@@ -10,26 +10,28 @@ import (
 	"offpeak/internal/store"
 )
 
-// dataFlags say whose data folder a command works on. It may be that of a running server.
+// dataFlags say whose data a command works on. It may be that of a running server.
 type dataFlags struct {
-	Config configFlag `placeholder:"FILE" env:"OFFPEAK_CONFIG" help:"The server's YAML file with settings; of them only the data folder matters here."`
-	Data   string     `default:"offpeak-data" type:"path" placeholder:"DIR" env:"OFFPEAK_DATA" help:"The server's data folder (default: ${default})."`
+	Config configFlag `placeholder:"FILE" env:"OFFPEAK_CONFIG" help:"The server's YAML file with settings; of them only where its data is matters here."`
+	storageFlags
 }
 
-// open opens the database of the data folder beside whoever else has it open.
-func (f dataFlags) open(ctx context.Context) (*store.Store, error) {
-	if !exists(f.Data) {
-		return nil, fmt.Errorf("%s is not the data folder of a server; say where that is with --data", f.Data)
+// open opens the database beside whoever else has it open.
+func (f *dataFlags) open(ctx context.Context) (*store.Store, error) {
+	if f.Database == "" && !exists(f.Data) {
+		return nil, fmt.Errorf("%s is not the data folder of a server; say where that is with --data (or --database)", f.Data)
 	}
-	return store.Open(ctx, f.Data, store.Options{Guest: true})
+	return f.openStore(ctx, store.Options{Guest: true})
 }
 
-// make is open, for a server that may never have run.
-func (f dataFlags) make(ctx context.Context) (*store.Store, error) {
-	if err := makeFolder(f.Data); err != nil {
-		return nil, err
+// create is open, for a server that may never have run.
+func (f *dataFlags) create(ctx context.Context) (*store.Store, error) {
+	if f.Database == "" {
+		if err := makeFolder(f.Data); err != nil {
+			return nil, err
+		}
 	}
-	return store.Open(ctx, f.Data, store.Options{Guest: true})
+	return f.openStore(ctx, store.Options{Guest: true})
 }
 
 // keysCmd is `offpeak keys`.
@@ -47,7 +49,7 @@ type keysCreate struct {
 
 // Run makes a key.
 func (cmd *keysCreate) Run(ctx context.Context, s *streams) error {
-	db, err := cmd.make(ctx)
+	db, err := cmd.create(ctx)
 	if err != nil {
 		return err
 	}
@@ -56,7 +58,7 @@ func (cmd *keysCreate) Run(ctx context.Context, s *streams) error {
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(s.Err, "key %s of project %s, for the server with the data in %s; it is shown this one time:\n", k.ID, k.Project, cmd.Data)
+	fmt.Fprintf(s.Err, "key %s of project %s, for %s; it is shown this one time:\n", k.ID, k.Project, cmd.whose())
 	_, err = fmt.Fprintln(s.Out, secret)
 	return err
 }
@@ -112,7 +114,7 @@ func (cmd *projectsCreate) Run(ctx context.Context, s *streams) error {
 	if cmd.Name == "" || cmd.Weight < 1 {
 		return fmt.Errorf("a project has a name and a weight of at least 1")
 	}
-	db, err := cmd.make(ctx)
+	db, err := cmd.create(ctx)
 	if err != nil {
 		return err
 	}

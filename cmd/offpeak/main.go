@@ -28,7 +28,9 @@ type cli struct {
 
 	Projects projectsCmd `cmd:"" help:"Projects of the server with this data folder."`
 	Keys     keysCmd     `cmd:"" help:"API keys of the server with this data folder."`
+	Nodes    nodesCmd    `cmd:"" help:"Processes that work, or worked, on a server's batches."`
 	Doctor   doctorCmd   `cmd:"" help:"Examine a data folder: is everything there, and does it add up? Nothing is changed."`
+	Health   healthCmd   `cmd:"" help:"Ask the server on this machine whether it is alive, or ready."`
 	Sim      simCmd      `cmd:"" help:"Run a simulated upstream, for trying things out and for capacity planning."`
 	Version  versionCmd  `cmd:"" help:"Print the version."`
 }
@@ -112,7 +114,7 @@ func newParser(ctx context.Context, s *streams, command *cli, c *configFile, arg
 		kong.Description("Offpeak is a batch server for language models: the OpenAI Batch API on your own machines.\n\n"+
 			"  offpeak run in.jsonl --upstream http://localhost:8000/v1     every answer, in a file\n"+
 			"  offpeak serve --upstream http://localhost:8000/v1            the same over HTTP, for OpenAI's SDKs\n\n"+
-			"A flag with a $VARIABLE in its help can also be set there, and for run, serve, keys, projects and doctor in a YAML file given with --config; the flag itself comes first, then the variable."),
+			"A flag with a $VARIABLE in its help can also be set there, and for run, serve, keys, projects, nodes and doctor in a YAML file given with --config; the flag itself comes first, then the variable."),
 		kong.Writers(s.Out, s.Err),
 		kong.Exit(exit),
 		kong.UsageOnError(),

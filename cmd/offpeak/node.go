@@ -17,7 +17,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
 	"offpeak/internal/batch"
-	"offpeak/internal/blob"
 	"offpeak/internal/engine"
 	"offpeak/internal/sim"
 	"offpeak/internal/store"
@@ -47,58 +46,71 @@ func (f *engineFlags) rules(p batch.Profile, requests int64) batch.Rules {
 	return r
 }
 
-// A node is what works on a data folder: the parts of a server, without its API.
+// A node is what works on what is kept: the parts of a server, without its API.
 type node struct {
 	store   *store.Store
-	blobs   *blob.Dir
+	blobs   blobStore
 	pool    *upstream.Pool
-	engine  *engine.Engine
+	engine  *engine.Engine // nil: it executes nothing
 	metrics *prometheus.Registry
 	sim     *sim.Running // nil unless there is an upstream "sim"
 }
 
-// openNode opens the data folder dir and gets everything ready to run. Of ec the settings count; the
-// parts are filled in.
-func openNode(ctx context.Context, dir string, f *engineFlags, c *configFile, ec engine.Config, s *streams, log *slog.Logger) (_ *node, err error) {
+// openNode opens what is kept and gets everything ready to run. Of ec the settings count; the parts
+// are filled in. Without ec it is a node that executes nothing.
+func openNode(ctx context.Context, where *storageFlags, f *engineFlags, c *configFile, ec *engine.Config, s *streams, log *slog.Logger) (_ *node, err error) {
 	n := &node{metrics: prometheus.NewRegistry()}
 	defer func() {
 		if err != nil {
 			n.close()
-			err = tellRoom(err, dir)
+			err = where.tellRoom(err)
 		}
 	}()
-	ups, err := n.upstreams(ctx, f, c, s.Getenv, log)
+	ups, err := n.upstreams(ctx, f, c, s.Getenv, ec != nil, log)
 	if err != nil {
 		return nil, err
 	}
 	n.pool = upstream.NewPool(ups...)
 
-	if err := makeFolder(dir); err != nil {
+	if err := where.make(log); err != nil {
 		return nil, err
 	}
-	warnOpenFolder(dir, log)
-	if n.store, err = store.Open(ctx, dir, store.Options{}); err != nil {
+	if n.store, err = where.openStore(ctx, store.Options{}); err != nil {
 		return nil, err
 	}
-	if n.blobs, err = blob.Open(filepath.Join(dir, "blobs")); err != nil {
+	if n.blobs, err = where.openBlobs(ctx); err != nil {
 		return nil, err
 	}
-	host, _ := os.Hostname()
-	m := engine.NewMetrics()
-	ec.Store, ec.Blobs, ec.Upstreams, ec.Log, ec.Metrics, ec.Node = n.store, n.blobs, n.pool, log, m, host
-	n.engine = engine.New(ec)
-	n.metrics.MustRegister(m, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	n.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	if ec == nil {
+		return n, nil
+	}
+	if ec.Node == "" {
+		ec.Node, _ = os.Hostname()
+	}
+	ec.Store, ec.Blobs, ec.Upstreams, ec.Log, ec.Metrics = n.store, n.blobs, n.pool, log, engine.NewMetrics()
+	n.engine = engine.New(*ec)
+	n.metrics.MustRegister(ec.Metrics)
 	return n, nil
 }
 
-// upstreams makes the upstreams that the flags and the config file ask for, or else those that are
-// found on this machine.
-func (n *node) upstreams(ctx context.Context, f *engineFlags, c *configFile, getenv func(string) string, log *slog.Logger) ([]*upstream.Upstream, error) {
+// run works until ctx ends, as engine.Run does.
+func (n *node) run(ctx, abort context.Context) error {
+	if n.engine != nil {
+		return n.engine.Run(ctx, abort)
+	}
+	n.pool.Run(ctx) // for the list of models
+	return nil
+}
+
+// upstreams makes the upstreams that the flags and the config file ask for, or else, if there have to
+// be some, those that are found on this machine.
+func (n *node) upstreams(ctx context.Context, f *engineFlags, c *configFile, getenv func(string) string, needed bool, log *slog.Logger) ([]*upstream.Upstream, error) {
 	configs, err := f.upstreams(c, getenv)
 	if err != nil {
 		return nil, err
 	}
-	if len(configs) == 0 {
+	if len(configs) == 0 && needed {
 		found := upstream.Discover(ctx, upstream.WellKnown)
 		if len(found) == 0 {
 			return nil, fmt.Errorf("no upstream given, and none answers on this machine (looked at %s); give one with --upstream URL, or --upstream sim to try things out",

@@ -30,7 +30,7 @@ func (r *reloader) run(ctx context.Context) {
 	flags, config, err := r.reread()
 	var ups []*upstream.Upstream
 	if err == nil {
-		ups, err = r.node.upstreams(ctx, flags, config, r.getenv, r.log)
+		ups, err = r.node.upstreams(ctx, flags, config, r.getenv, r.node.engine != nil, r.log)
 	}
 	if err != nil {
 		r.log.Error("reload failed, everything stays as it was", "err", err)

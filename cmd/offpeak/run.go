@@ -64,7 +64,7 @@ func (cmd *runCmd) Run(ctx context.Context, s *streams, c *configFile) error {
 	// The engine's rules, and so its errors, are the server's.
 	r.rules = cmd.rules(batch.ProfileExtended, math.MaxInt64)
 	fresh := !exists(r.dir)
-	n, err := openNode(ctx, r.dir, &cmd.engineFlags, c, engine.Config{Rules: r.rules, Drain: drainForGood}, s, slog.New(&shortLog{p: r.p}))
+	n, err := openNode(ctx, &storageFlags{Data: r.dir}, &cmd.engineFlags, c, &engine.Config{Rules: r.rules, Drain: drainForGood}, s, slog.New(&shortLog{p: r.p}))
 	if errors.Is(err, store.ErrLocked) {
 		return r.busy()
 	}

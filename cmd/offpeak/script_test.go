@@ -55,7 +55,7 @@ func TestScripts(t *testing.T) {
 				// A race ends the process with a code that no script expects.
 				env.Setenv("GORACE", "halt_on_error=1 atexit_sleep_ms=0")
 			}
-			s := &script{dir: env.WorkDir, env: env.Vars, processes: map[string]*process{}}
+			s := &script{t: env.T().(testing.TB), dir: env.WorkDir, env: env.Vars, processes: map[string]*process{}}
 			name := fnv.New64()
 			io.WriteString(name, filepath.Base(env.WorkDir))
 			s.random = rand.New(rand.NewPCG(seed, name.Sum64()))
@@ -103,10 +103,12 @@ var scriptCommands = map[string]func(ts *testscript.TestScript, neg bool, args [
 	"odd":       oddUpstream,
 	"tmpfs":     tmpfs,
 	"fill":      fill,
+	"cluster":   cluster,
 }
 
 // A script is what the commands of one running script share.
 type script struct {
+	t         testing.TB
 	dir       string
 	env       []string
 	random    *rand.Rand

@@ -27,8 +27,10 @@ import (
 // serveCmd is `offpeak serve`: the API and the engine behind it.
 type serveCmd struct {
 	engineFlags
-	Listen          string        `default:"127.0.0.1:8080" placeholder:"ADDR" env:"OFFPEAK_LISTEN" help:"Address to listen on; port 0 takes a free one (default: ${default}). Any but a loopback address needs a key: offpeak keys create."`
-	Data            string        `default:"offpeak-data" type:"path" placeholder:"DIR" env:"OFFPEAK_DATA" help:"Folder for everything that is kept (default: ${default})."`
+	storageFlags
+	Role            string        `default:"all" enum:"all,api,worker" env:"OFFPEAK_ROLE" help:"What this node does: serve the API (api), execute batches (worker), or both (all, the default). Others than all need --database."`
+	Node            string        `placeholder:"NAME" env:"OFFPEAK_NODE" help:"What this node is called in logs, metrics and \"offpeak nodes\"; by default the name of the machine."`
+	Listen          string        `default:"127.0.0.1:8080" placeholder:"ADDR" env:"OFFPEAK_LISTEN" help:"Address to listen on; port 0 takes a free one (default: ${default}). Any but a loopback address needs a key (offpeak keys create), or --api-keys-required."`
 	Compat          string        `default:"extended" enum:"openai,extended" env:"OFFPEAK_COMPAT" help:"What is allowed: exactly what OpenAI allows (openai), or more (extended, the default)."`
 	Endpoint        []string      `sep:"," placeholder:"PATH" env:"OFFPEAK_ENDPOINT" help:"Endpoint to allow beside OpenAI's, such as /v1/rerank; repeatable."`
 	APIKeysRequired bool          `name:"api-keys-required" env:"OFFPEAK_API_KEYS_REQUIRED" help:"Refuse calls without a valid key even before the first key is created."`
@@ -67,6 +69,8 @@ func (cmd *serveCmd) Run(ctx context.Context, s *streams, c *configFile, reread 
 		return err
 	}
 	switch {
+	case cmd.Role != roleAll && !cmd.cluster():
+		return fmt.Errorf("--role %s needs --database: SQLite is for one process, which has to do everything", cmd.Role)
 	case cmd.Drain < 0:
 		return fmt.Errorf("--drain is %s, want 0 or more", cmd.Drain)
 	case cmd.MaxConnections < 0:
@@ -83,10 +87,15 @@ func (cmd *serveCmd) Run(ctx context.Context, s *streams, c *configFile, reread 
 		return fmt.Errorf("--listen %s: %w", cmd.Listen, err)
 	}
 	defer listener.Close()
-	n, err := openNode(ctx, cmd.Data, &cmd.engineFlags, c, engine.Config{
-		Rules: cmd.rules(profile, cmd.MaxRequests), KeepBatches: cmd.KeepBatches, KeepDeleted: cmd.KeepDeleted,
-		Drain: max(cmd.Drain, 1), // to the engine 0 is its default
-	}, s, log)
+	var ec *engine.Config
+	if cmd.Role != roleAPI {
+		ec = &engine.Config{
+			Rules: cmd.rules(profile, cmd.MaxRequests), KeepBatches: cmd.KeepBatches, KeepDeleted: cmd.KeepDeleted,
+			Drain: max(cmd.Drain, 1), // to the engine 0 is its default
+			Node:  cmd.Node,
+		}
+	}
+	n, err := openNode(ctx, &cmd.storageFlags, &cmd.engineFlags, c, ec, s, log)
 	if err != nil {
 		return err
 	}
@@ -95,12 +104,14 @@ func (cmd *serveCmd) Run(ctx context.Context, s *streams, c *configFile, reread 
 	defer following.Wait()
 
 	keys := n.store.Keys(cmd.APIKeysRequired)
-	if loopback := isLoopback(listener.Addr()); !loopback {
+	if cmd.Role != roleWorker && !isLoopback(listener.Addr()) {
 		switch any, err := n.store.HasKeys(ctx); {
 		case err != nil:
 			return err
+		case !any && !cmd.APIKeysRequired:
+			return fmt.Errorf("anybody could use --listen %s, since there is no API key yet; make one with: offpeak keys create %s (or give --api-keys-required, and nobody can until there is one)", cmd.Listen, cmd.storageFlags.flags())
 		case !any:
-			return fmt.Errorf("anybody could use --listen %s, since there is no API key yet; make one with: offpeak keys create --data %s", cmd.Listen, cmd.Data)
+			log.Warn("there is no API key yet, so every call is refused; make one with: offpeak keys create")
 		}
 		keys = n.store.Keys(true)
 	}
@@ -110,22 +121,30 @@ func (cmd *serveCmd) Run(ctx context.Context, s *streams, c *configFile, reread 
 	}, []string{"route", "status"})
 	n.metrics.MustRegister(requests)
 	var stopping atomic.Bool
+	config := api.Config{
+		Store: n.store, Blobs: n.blobs, Models: n.pool, Keys: keys, Log: log,
+		MaxTransfers: cmd.MaxTransfers,
+		Policy:       batch.Policy{Profile: profile, Endpoints: cmd.Endpoint, MaxInput: int64(cmd.MaxInput)},
+		Metrics:      promhttp.HandlerFor(n.metrics, promhttp.HandlerOpts{}),
+		Ready: func(ctx context.Context) error {
+			if stopping.Load() {
+				return api.ErrStopping
+			}
+			return n.store.Ping(ctx)
+		},
+		Observe: func(route, class string, took time.Duration) {
+			requests.WithLabelValues(route, class).Observe(took.Seconds())
+		},
+	}
+	if n.engine != nil { // else other nodes look for themselves
+		config.Upstreams, config.Wake, config.Activity = n.engine, n.engine.Wake, n.engine.Activity
+	}
+	handler := api.New(config)
+	if cmd.Role == roleWorker {
+		handler = api.NewProbes(config)
+	}
 	server := &http.Server{
-		Handler: farewell(&stopping, api.New(api.Config{
-			Store: n.store, Blobs: n.blobs, Models: n.pool, Upstreams: n.engine, Keys: keys, Wake: n.engine.Wake, Activity: n.engine.Activity, Log: log,
-			MaxTransfers: cmd.MaxTransfers,
-			Policy:       batch.Policy{Profile: profile, Endpoints: cmd.Endpoint, MaxInput: int64(cmd.MaxInput)},
-			Metrics:      promhttp.HandlerFor(n.metrics, promhttp.HandlerOpts{}),
-			Ready: func(ctx context.Context) error {
-				if stopping.Load() {
-					return api.ErrStopping
-				}
-				return n.store.Ping(ctx)
-			},
-			Observe: func(route, class string, took time.Duration) {
-				requests.WithLabelValues(route, class).Observe(took.Seconds())
-			},
-		})),
+		Handler:           farewell(&stopping, handler),
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    64 << 10,
@@ -135,7 +154,7 @@ func (cmd *serveCmd) Run(ctx context.Context, s *streams, c *configFile, reread 
 	engineDone := make(chan error, 1)
 	engineCtx, stopEngine := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopEngine()
-	go func() { engineDone <- n.engine.Run(engineCtx, s.Abort) }()
+	go func() { engineDone <- n.run(engineCtx, s.Abort) }()
 	serverDone := make(chan error, 1)
 	go func() {
 		serverDone <- server.Serve(api.Listen(server, listener, cmp.Or(cmd.MaxConnections, defaultConnections(cmd.MaxTransfers))))
@@ -155,7 +174,7 @@ func (cmd *serveCmd) Run(ctx context.Context, s *streams, c *configFile, reread 
 			}
 		}
 	})
-	log.Info("serving", "base_url", baseURL(listener.Addr()), "data", cmd.Data)
+	log.LogAttrs(ctx, slog.LevelInfo, "serving", append([]slog.Attr{slog.String("base_url", baseURL(listener.Addr()))}, cmd.attrs()...)...)
 
 	select {
 	case <-ctx.Done():
@@ -177,8 +196,15 @@ func (cmd *serveCmd) Run(ctx context.Context, s *streams, c *configFile, reread 
 	if server.Shutdown(closing) != nil {
 		server.Close() // somebody is still up- or downloading
 	}
-	return tellRoom(err, cmd.Data)
+	return cmd.tellRoom(err)
 }
+
+// Roles of a node.
+const (
+	roleAll    = "all"
+	roleAPI    = "api"
+	roleWorker = "worker"
+)
 
 // leastClosing is how long requests to the API may take that are under way when the engine has
 // ended, even if nothing of the drain is left for them.

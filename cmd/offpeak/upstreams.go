@@ -280,7 +280,7 @@ func (upstreamsCheck) Help() string {
 func (cmd *upstreamsCheck) Run(ctx context.Context, s *streams, c *configFile) error {
 	n := &node{}
 	defer n.close()
-	ups, err := n.upstreams(ctx, &cmd.engineFlags, c, s.Getenv, slog.New(slog.DiscardHandler))
+	ups, err := n.upstreams(ctx, &cmd.engineFlags, c, s.Getenv, true, slog.New(slog.DiscardHandler))
 	if err != nil {
 		return err
 	}

@@ -16,6 +16,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
 	"net/http"
 	"path"
 	"slices"
@@ -118,6 +119,20 @@ type Upstreams interface {
 
 // New returns a server. It is safe for concurrent use.
 func New(c Config) http.Handler {
+	s := newServer(c)
+	s.mux = s.newMux(s.routes())
+	return s
+}
+
+// NewProbes returns a server of what is said to whoever runs this process, and to nobody else: whether
+// it is alive and ready, and its metrics. That is what a node has that serves no API.
+func NewProbes(c Config) http.Handler {
+	s := newServer(c)
+	s.mux = s.newMux(s.probes())
+	return s
+}
+
+func newServer(c Config) *server {
 	if c.Keys == nil {
 		c.Keys = AnyKey{}
 	}
@@ -148,12 +163,10 @@ func New(c Config) http.Handler {
 	if c.Now == nil {
 		c.Now = time.Now
 	}
-	s := &server{Config: c, limits: newLimits(c.MaxTransfers), keys: keyring{projects: map[[32]byte]string{}}}
-	s.mux = s.newMux(s.routes())
-	return s
+	return &server{Config: c, limits: newLimits(c.MaxTransfers), keys: keyring{projects: map[[32]byte]string{}}}
 }
 
-// A server is what New returns.
+// A server is what New and NewProbes return.
 type server struct {
 	Config
 	limits
@@ -186,15 +199,22 @@ func (s *server) routes() map[string]handler {
 		"GET /v1/models":         serveJSON(s, s.reads, decodeNothing, s.listModels),
 		"GET /v1/models/{id...}": serveJSON(s, s.reads, decodeID, s.model),
 
-		"GET /healthz": s.healthz,
-		"GET /readyz":  s.readyz,
-
 		"GET /openapi.yaml": s.openapi,
 	}
 	if s.Policy.Profile != batch.ProfileOpenAI {
 		routes["GET /v1/batches/{id}/output"] = s.authenticated(holding(s.downloads, s.recordedOutput))
 		routes["GET /v1/batches/{id}/errors"] = s.authenticated(holding(s.downloads, s.recordedErrors))
 		routes["GET /v1/offpeak/upstreams"] = serveJSON(s, s.reads, decodeNothing, s.listUpstreams)
+	}
+	maps.Copy(routes, s.probes())
+	return routes
+}
+
+// probes lists the routes that need no key.
+func (s *server) probes() map[string]handler {
+	routes := map[string]handler{
+		"GET /healthz": s.healthz,
+		"GET /readyz":  s.readyz,
 	}
 	if s.Metrics != nil {
 		routes["GET /metrics"] = s.metrics

@@ -59,3 +59,7 @@ var ErrSwept = errors.New("swept before anything named it")
 // ErrSealed is returned for a group of the journal that is not there any more: its segment was
 // sealed.
 var ErrSealed = errors.New("segment sealed")
+
+// ErrDeclaredDead is returned to a node that others have taken for dead, or that has left. What it
+// held is free; it may join anew.
+var ErrDeclaredDead = errors.New("the node was declared dead")

@@ -13,7 +13,8 @@
 //	}
 //	size, err := w.Commit()
 //
-// [Dir] keeps blobs in a folder. Every implementation passes the tests in blobtest, and promises:
+// [Dir] keeps blobs in a folder, package bucket in S3. Every implementation passes the tests in
+// blobtest, and promises:
 //
 //   - Whole or absent. A blob becomes visible under its key at Commit, all of it at once. After a
 //     crash, a full disk or a failed write there is no part of one.
@@ -24,9 +25,9 @@
 //   - Concurrent. Methods may be called from any goroutine; a [Writer] or a reader belongs to one.
 //   - Bounded. Memory does not grow with the size of a blob.
 //
-// It leaves out retries, checksums, compression and encryption, and does not know who still needs a
-// blob. A failed Commit is not repeated but written anew under a new key: now and then the blob of
-// the failed one is there nevertheless, whole, and stays until somebody sweeps it up.
+// It leaves out checksums, compression and encryption, and does not know who still needs a blob. A
+// failed Commit is not repeated but written anew under a new key: now and then the blob of the
+// failed one is there nevertheless, whole, and stays until somebody sweeps it up.
 package blob
 
 import (
@@ -81,9 +82,9 @@ func NewKey() string {
 	return hex.EncodeToString(b[:])
 }
 
-// checkKey refuses what NewKey cannot have drawn. Keys become names of files: with neither dots nor
-// slashes, nor two spellings of one name, none leads out of the folder or to another's blob.
-func checkKey(key string) error {
+// CheckKey refuses what NewKey cannot have drawn. Keys become names of files and objects: with neither
+// dots nor slashes, nor two spellings of one name, none leads out of the folder or to another's blob.
+func CheckKey(key string) error {
 	if !isHex(key) || len(key) != keySize {
 		return errBadKey
 	}

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 )
 
 // bufferSize is what a Writer gathers before it writes. Larger writes pass it by.
@@ -29,10 +30,11 @@ const bufferSize = 128 << 10
 // life). Reading and listing cost none. Delete has none either: a blob may be back after a power
 // failure, whole, for List to find.
 //
-// The folder must be on a file system with hard links and belong to one process; whoever opens the
-// data folder locks it. Files are readable to their owner only.
+// The folder must be on a file system with hard links, and belong to one process, which whoever opens
+// the data folder locks, unless it is [Shared]. Files are readable to their owner only.
 type Dir struct {
 	root    string
+	shared  bool
 	fault   Fault
 	buffers sync.Pool // of *bufio.Writer
 
@@ -42,6 +44,13 @@ type Dir struct {
 
 // An Option changes how a [Dir] is opened.
 type Option func(*Dir)
+
+// Shared tells that other processes may have the folder open, too, perhaps on other machines: what is
+// half-written may be theirs, until it is a day old.
+func Shared() Option { return func(d *Dir) { d.shared = true } }
+
+// abandoned is how old something half-written is that nobody is going to end.
+const abandoned = 24 * time.Hour
 
 // Open opens the folder at path, makes it if need be, and removes what a crash left half-written.
 func Open(path string, opts ...Option) (*Dir, error) {
@@ -77,12 +86,21 @@ func (d *Dir) prepare() error {
 	for _, e := range left {
 		// Nobody else writes here, but what we cannot have made we do not remove.
 		key, _, _ := strings.Cut(e.Name(), ".")
-		if checkKey(key) != nil {
+		if CheckKey(key) != nil {
 			continue
 		}
-		if err := d.step(OpTidy, key, func() error { return os.Remove(filepath.Join(d.tmp(), e.Name())) }); err != nil {
+		if d.shared {
+			if fi, err := e.Info(); err != nil || time.Since(fi.ModTime()) < abandoned {
+				continue
+			}
+		}
+		err := d.step(OpTidy, key, func() error { return os.Remove(filepath.Join(d.tmp(), e.Name())) })
+		if err != nil && !(d.shared && errors.Is(err, fs.ErrNotExist)) { // somebody else has removed it
 			return err
 		}
+	}
+	if d.shared {
+		return nil // a sub-folder may be another's, who is about to make it durable
 	}
 	shards, err := d.listShards()
 	for _, s := range shards {
@@ -215,7 +233,7 @@ func (d *Dir) listShard(ctx context.Context, shard string) iter.Seq2[Info, error
 				return
 			}
 			for _, e := range entries {
-				if checkKey(e.Name()) != nil || !strings.HasPrefix(e.Name(), shard) {
+				if CheckKey(e.Name()) != nil || !strings.HasPrefix(e.Name(), shard) {
 					continue
 				}
 				fi, err := e.Info()
@@ -355,7 +373,7 @@ func (r *reader) Close() error { return r.file.Close() }
 
 // admit says whether an operation may start.
 func admit(ctx context.Context, key string) error {
-	if err := checkKey(key); err != nil {
+	if err := CheckKey(key); err != nil {
 		return err
 	}
 	return ctx.Err()

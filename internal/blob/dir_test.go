@@ -17,6 +17,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"offpeak/internal/blob"
 	"offpeak/internal/blob/blobtest"
@@ -82,6 +83,39 @@ func TestOpenRemovesLeftovers(t *testing.T) {
 		t.Errorf("Open removed what was not its own: %v", err)
 	}
 	wantNoTemp(t, path)
+}
+
+// TestSharedLeavesWhatIsBegun: what is half-written may be another process's, for a day.
+func TestSharedLeavesWhatIsBegun(t *testing.T) {
+	path := t.TempDir()
+	theirs := open(t, path, blob.Shared())
+	w, err := theirs.Create(t.Context(), blob.NewKey())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Write([]byte("theirs")); err != nil {
+		t.Fatal(err)
+	}
+	old := filepath.Join(path, "tmp", blob.NewKey()+".1")
+	if err := os.WriteFile(old, []byte("abandoned"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chtimes(old, time.Time{}, time.Now().Add(-25*time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+
+	ours := open(t, path, blob.Shared())
+	if _, err := os.Stat(old); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("what was abandoned yesterday: %v, want it gone", err)
+	}
+	if _, err := w.Commit(); err != nil {
+		t.Errorf("a commit after another process came: %v", err)
+	}
+	key, err := put(ours, blob.NewKey(), []byte("ours")) // perhaps in a sub-folder that they made
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantContent(t, theirs, key, []byte("ours"))
 }
 
 // TestKill kills a process that writes blobs, again and again, and checks that those it called

@@ -27,12 +27,12 @@ func WithFault(f Fault) Option {
 	return func(d *Dir) { d.fault = f }
 }
 
-// step runs one step, as d.fault allows.
-func (d *Dir) step(op Op, key string, do func() error) error {
-	if d.fault == nil {
+// Do runs one step, as f allows. A nil Fault allows all.
+func (f Fault) Do(op Op, key string, do func() error) error {
+	if f == nil {
 		return do()
 	}
-	apply, fail := d.fault(op, key)
+	apply, fail := f(op, key)
 	if fail == nil || apply {
 		if err := do(); err != nil {
 			return err
@@ -40,3 +40,6 @@ func (d *Dir) step(op Op, key string, do func() error) error {
 	}
 	return fail
 }
+
+// step runs one step, as d.fault allows.
+func (d *Dir) step(op Op, key string, do func() error) error { return d.fault.Do(op, key, do) }

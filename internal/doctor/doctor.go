@@ -86,6 +86,8 @@ type connection struct {
 	alone bool
 	// running tells that one does, as far as can be seen.
 	running bool
+	// alive finds that out for a database that is shared. Nil: running is known.
+	alive func(ctx context.Context, q querier) (bool, error)
 	// health looks for damage to the database as such. Nil: it sees to that itself.
 	health func(ctx context.Context, q querier) (damage []string, err error)
 	// stale reports whether what was read cannot be relied upon. Nil: it always can.
@@ -93,10 +95,15 @@ type connection struct {
 	close func() error
 }
 
-// Open returns a doctor for a data folder with a SQLite database.
+// Open returns a doctor for a data folder with a SQLite database and its blobs.
 func Open(dir string, o Options) *Doctor {
+	return OpenWith(dir, blob.NewView(filepath.Join(dir, "blobs")), o)
+}
+
+// OpenWith is Open for a folder whose blobs are elsewhere.
+func OpenWith(dir string, blobs Blobs, o Options) *Doctor {
 	return &Doctor{
-		o: o, blobs: blob.NewView(filepath.Join(dir, "blobs")), calls: map[[16]byte]int{},
+		o: o, blobs: blobs, calls: map[[16]byte]int{},
 		connect: func(careful bool) (*connection, error) { return openSQLite(dir, careful) },
 	}
 }
@@ -177,6 +184,13 @@ func (x *examination) all(ctx context.Context) error {
 	if err := x.checkSchema(ctx); err != nil {
 		return err
 	}
+	if x.c.alive != nil {
+		running, err := x.c.alive(ctx, x.q)
+		if err != nil {
+			return err
+		}
+		x.c.running, x.report.Running = running, running
+	}
 	if x.c.health != nil {
 		damage, err := x.c.health(ctx, x.q)
 		if err != nil {
@@ -199,7 +213,7 @@ func (x *examination) all(ctx context.Context) error {
 }
 
 // schema is the version of the schema that this package reads.
-const schema = 1
+const schema = 2
 
 func (x *examination) checkSchema(ctx context.Context) error {
 	var version int64

@@ -22,7 +22,7 @@ func openSQLite(dir string, careful bool) (*connection, error) {
 		return nil, fmt.Errorf("%w in %s: %w", ErrNoDatabase, dir, err)
 	}
 	log := func() bool { _, err := os.Stat(path + "-wal"); return err == nil }
-	c := &connection{alone: true, running: locked(filepath.Join(dir, "lock")), health: checkSQLite}
+	c := &connection{alone: true, running: Running(dir), health: checkSQLite}
 	still := !careful && !log()
 	if still {
 		c.stale = func() bool {
@@ -64,6 +64,9 @@ func checkSQLite(ctx context.Context, q querier) (damage []string, err error) {
 	}
 	return damage, err
 }
+
+// Running reports whether some process works on the data folder, as far as the system tells.
+func Running(dir string) bool { return locked(filepath.Join(dir, "lock")) }
 
 // locked reports whether some process holds a lock on the file at path, where the system tells
 // (Linux): to try the lock would keep others out of it.

@@ -63,6 +63,10 @@ func (e *Engine) admitAll(ctx context.Context) {
 // claimValidating takes the next batch to validate, and before that gives back what it took
 // without knowing.
 func (e *Engine) claimValidating(ctx context.Context) (*batch.Admission, error) {
+	if !e.leased(time.Now()) {
+		return nil, nil
+	}
+	node := e.member.self()
 	e.mu.Lock()
 	strays, known := e.strayBatches, slices.Collect(maps.Keys(e.admitted))
 	e.strayBatches = false
@@ -70,10 +74,10 @@ func (e *Engine) claimValidating(ctx context.Context) (*batch.Admission, error) 
 	var a *batch.Admission
 	var err error
 	if strays {
-		err = e.store.ReleaseStrayBatches(ctx, e.node, known)
+		err = e.store.ReleaseStrayBatches(ctx, node, known)
 	}
 	if err == nil {
-		a, err = e.store.ClaimValidating(ctx, e.node)
+		a, err = e.store.ClaimValidating(ctx, node)
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -209,6 +213,10 @@ func (e *Engine) admit(ctx context.Context, a batch.Admission) (outcome []any, e
 	defer input.Close()
 	var errs []batch.LineError
 	plan := planner{most: e.cfg.segmentLines}
+	if nodes := e.member.live(); nodes > 1 {
+		// A small batch is for all nodes, too.
+		plan.spread = a.Input.Bytes / int64(4*nodes)
+	}
 	for lines := batch.NewLines(input, 0, 1, rules.MaxLine); ; {
 		line, err := lines.Next()
 		if err == io.EOF {
@@ -246,16 +254,22 @@ func (e *Engine) admit(ctx context.Context, a batch.Admission) (outcome []any, e
 // A planner cuts an input into segments: windows of bounded size, and in each window one segment
 // per lane.
 type planner struct {
-	most   int // lines of a window
+	most   int   // lines of a window
+	spread int64 // bytes that are enough for a window with leastSpread lines; 0: none are
 	done   []batch.Segment
 	window []batch.Segment // of the window being filled; they share its range
 	lines  int
 }
 
+// leastSpread is how many lines a window has at least that was cut for the sake of other nodes: each
+// segment costs a few transactions.
+const leastSpread = 8
+
 func (p *planner) add(line batch.Line, lane batch.Lane) {
 	if len(p.window) > 0 {
 		w := &p.window[0]
-		if p.lines == p.most || line.Offset+line.Length-w.Offset > windowBytes {
+		length := line.Offset + line.Length - w.Offset
+		if p.lines == p.most || length > windowBytes || p.spread > 0 && p.lines >= leastSpread && length > p.spread {
 			p.close()
 		}
 	}

@@ -56,6 +56,7 @@ type hold struct {
 	counted  tally   // what the counters above know of it
 	open     int     // requests without a result
 	inFlight int
+	moved    time.Time    // when it was claimed, or got its last result
 	frail    bool         // requests are sent one at a time
 	ending   batch.Status // of the batch
 	sealing  bool         // no more calls: to be sealed, or removed
@@ -82,6 +83,11 @@ func (e *Engine) claimAll(ctx context.Context) {
 	defer tick.Stop()
 	for {
 		e.weigh(time.Now())
+		if e.member.isDeclared() {
+			if err := e.rejoin(ctx); err != nil && ctx.Err() == nil {
+				e.log.Error("join anew", "err", err)
+			}
+		}
 		if err := errors.Join(e.checkEndings(ctx), e.claim(ctx)); err != nil && ctx.Err() == nil {
 			e.log.Error("claim segments", "err", err)
 		}
@@ -99,11 +105,18 @@ const unreadable = 5 * time.Second
 
 // claim claims as many segments as there is room for.
 func (e *Engine) claim(ctx context.Context) error {
-	if e.strays {
-		if err := e.store.ReleaseStrays(ctx, e.node, e.held()); err != nil {
+	if !e.leased(time.Now()) {
+		return nil // it would be taken from us at once
+	}
+	node := e.member.self()
+	if e.strays = e.member.audit.Swap(false) || e.strays; e.strays {
+		if err := e.store.ReleaseStrays(ctx, node, e.held()); err != nil {
 			return err
 		}
 		e.strays = false
+	}
+	if err := e.giveIdle(ctx); err != nil {
+		return err
 	}
 	work, err := e.store.Unclaimed(ctx)
 	if err != nil {
@@ -124,7 +137,7 @@ func (e *Engine) claim(ctx context.Context) error {
 			skip(func(w batch.Work) bool { return w.Ending != "" }) // we are woken when something is sealed
 			continue
 		}
-		lease, err := e.store.Claim(ctx, e.node, w)
+		lease, err := e.store.Claim(ctx, node, w)
 		if err != nil {
 			e.strays = true
 			return err
@@ -150,6 +163,56 @@ func (e *Engine) claim(ctx context.Context) error {
 	return nil
 }
 
+// idle is how long a segment may be held of which nothing gets a result.
+const idle = 30 * time.Second
+
+// giveIdle gives back segments that get nowhere here, as other nodes may be able to do something with
+// them: their upstreams are others, or are not cut off from them. Alone it would help nobody. What is
+// recorded stays. So do segments with a request that has failed, since it is remembered only here how
+// often.
+func (e *Engine) giveIdle(ctx context.Context) error {
+	if e.member.live() == 1 {
+		return nil
+	}
+	now := time.Now()
+	e.mu.Lock()
+	n := len(e.idleHolds(now))
+	e.mu.Unlock()
+	if n == 0 {
+		return nil
+	}
+	if err := e.recorder.flush(ctx); err != nil {
+		return err
+	}
+	e.mu.Lock()
+	given := e.idleHolds(now)
+	for _, h := range given {
+		e.recorder.lose(h)
+		e.remove(h)
+	}
+	e.mu.Unlock()
+	for _, h := range given {
+		e.log.Info("segment given back, nothing of it gets anywhere here", "batch", h.lease.BatchID, "segment", h.lease.ID)
+		e.shunned[h.lease.BatchID] = now.Add(4 * e.cfg.poll) // first others
+		if err := e.store.Release(ctx, e.recorder.lease(h)); err != nil && !errors.Is(err, batch.ErrLeaseLost) {
+			e.strays = true
+			return err
+		}
+	}
+	return nil
+}
+
+// idleHolds returns the segments that are to be given back. e.mu is held.
+func (e *Engine) idleHolds(now time.Time) (stuck []*hold) {
+	failed := func(r request) bool { return !r.failed.IsZero() || r.cuts > 0 }
+	for _, h := range e.holds {
+		if h.inFlight == 0 && !h.sealing && h.ending == "" && now.Sub(h.moved) >= idle && !slices.ContainsFunc(h.requests, failed) {
+			stuck = append(stuck, h)
+		}
+	}
+	return stuck
+}
+
 // held returns the tokens of the leases that this node knows of.
 func (e *Engine) held() (tokens []string) {
 	e.mu.Lock()
@@ -172,12 +235,18 @@ func (e *Engine) noteWork(open []batch.Work) {
 	defer e.mu.Unlock()
 	e.open = open
 	clear(e.unserved)
+	e.nodes = e.member.live()
+	now := time.Now()
 	more := make(map[work]int64, len(open))
 	for _, w := range open {
 		if w.Ending != "" {
 			continue
 		}
-		more[work{w.BatchID, w.Lane}] = max(w.Open, 1)
+		k := work{w.BatchID, w.Lane}
+		more[k] = max(w.Open, 1)
+		if e.nodes > 1 && e.noticed[k].IsZero() {
+			e.noticed[k] = now
+		}
 		if serves, _ := e.pool.Serves(w.Lane); !serves {
 			e.unserved[w.BatchID] = w.Lane
 		}
@@ -191,6 +260,7 @@ func (e *Engine) noteWork(open []batch.Work) {
 			}
 		}
 	}
+	maps.DeleteFunc(e.noticed, func(k work, _ time.Time) bool { return more[k] == 0 })
 	// How fast a batch is going is kept while it is held or waits to be.
 	maps.DeleteFunc(e.paces, func(k work, _ *sched.Pace) bool {
 		_, waits := more[k]
@@ -326,10 +396,21 @@ func (e *Engine) standing(w batch.Work, c capacity) sched.Standing {
 			left -= min(part(due, o.weight, all), float64(o.held()))
 		}
 	}
-	q.want = int(math.Ceil(2 * max(part(due, q.weight, all), left)))
+	ahead := 2.0
+	if e.hesitates(work{w.BatchID, w.Lane}) {
+		ahead = 1
+	}
+	q.want = int(math.Ceil(ahead * max(part(due, q.weight, all), left)))
 	st.Batch, st.Urgency = q.held(), q.weight
 	st.Room = st.Room && q.held() < q.want
 	return st
+}
+
+// hesitates reports whether no more of the work is to be claimed than has a slot waiting for it: other
+// nodes, which look for work every now and then, have slots, too, and may not have seen it yet.
+// e.mu is held.
+func (e *Engine) hesitates(k work) bool {
+	return e.nodes > 1 && time.Since(e.noticed[k]) < 2*e.cfg.poll
 }
 
 // hold reads a claimed segment: its window of the input, and from its journal which requests have
@@ -383,6 +464,7 @@ func (e *Engine) hold(ctx context.Context, lease batch.Lease, w batch.Work) erro
 		e.remove(lost)
 	}
 	now := time.Now()
+	h.moved = now
 	l := e.lanes[lease.Lane]
 	if l == nil {
 		l = &lane{Lane: lease.Lane}

@@ -18,6 +18,10 @@ func (e *Engine) work(s *site, c *call) {
 	var line []byte
 	for ; c != nil; c = e.next(s, c, wait) {
 		start := time.Now()
+		if !e.leased(start) { // it ended between the choice and here
+			e.awaitLease(c.ctx)
+			start = time.Now()
+		}
 		a := caller.Call(c.ctx, c.lane.Endpoint, c.request().Body)
 		e.metrics.call(s.up, a.Class, time.Since(start))
 		if r, final := e.settle(s, c, a); final {
@@ -70,10 +74,10 @@ func (e *Engine) next(s *site, last *call, wait chan *call) *call {
 
 // take chooses the call that s makes next, or returns nil if it can make none now. e.mu is held.
 func (e *Engine) take(s *site) *call {
-	if e.draining || s.retired || s.alone {
+	now := time.Now()
+	if e.draining || s.retired || s.alone || !e.leased(now) {
 		return nil
 	}
-	now := time.Now()
 	if s.room(now) == 0 {
 		if at := s.gate.Next(now); !at.IsZero() && s.hasWork() {
 			e.ringAt(at)
@@ -234,7 +238,7 @@ func (e *Engine) settle(s *site, c *call, a upstream.Answer) (r batch.Result, fi
 		c.queue.pace.Done(took, now)
 		c.lane.pace.Done(took, now)
 		delete(s.failing, req)
-		req.done = true
+		req.done, c.moved = true, now
 		c.open--
 		return r, true
 	}

@@ -38,6 +38,9 @@ func (b *bench) examine() {
 		if f.Kind == "held-by-the-dead" && b.thief {
 			continue // who was declared dead lives
 		}
+		if (f.Kind == "nodes" || f.Kind == "held-by-the-dead") && b.shared {
+			continue // the doctor takes the folder for that of one process
+		}
 		if f.Kind == "no-result" && b.deletes || f.Kind == "not-swept" && b.unswept {
 			continue
 		}

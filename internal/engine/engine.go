@@ -35,9 +35,7 @@ type Store interface {
 	segments
 	journals
 	sweeps
-	// Join makes this process a node and frees what a former one on the same data held.
-	Join(ctx context.Context, name string) (node string, err error)
-	Leave(ctx context.Context, node string) error
+	members
 }
 
 // Blobs is what the engine needs of the bytes; see package blob for what it promises.
@@ -85,7 +83,8 @@ type Engine struct {
 	pool    *upstream.Pool
 	log     *slog.Logger
 	metrics *Metrics
-	node    string
+	member  *membership
+	born    time.Time // when it was made: monotonic time is counted from then
 
 	wakeAdmit, wakeClaim, wakeFinalize chan struct{} // of capacity 1
 
@@ -100,9 +99,11 @@ type Engine struct {
 	mu           sync.Mutex
 	sites        []*site
 	lanes        map[batch.Lane]*lane
-	holds        map[int64]*hold // by segment
-	loaded       int64           // bytes of windows in holds
-	open         []batch.Work    // what nobody held at the last look
+	holds        map[int64]*hold    // by segment
+	loaded       int64              // bytes of windows in holds
+	open         []batch.Work       // what nobody held at the last look
+	nodes        int                // that lived then
+	noticed      map[work]time.Time // since when each has been seen there, where there are several
 	paces        map[work]*sched.Pace
 	homes        homes
 	turn         turn    // memory of choose
@@ -158,9 +159,10 @@ func New(c Config) *Engine {
 	e := &Engine{
 		cfg: c, store: c.Store, blobs: c.Blobs, pool: c.Upstreams, log: c.Log, metrics: c.Metrics,
 		wakeAdmit: make(chan struct{}, 1), wakeClaim: make(chan struct{}, 1), wakeFinalize: make(chan struct{}, 1),
-		seals: make(chan *hold, 256),
+		seals: make(chan *hold, 256), member: newMembership(), born: time.Now(),
 		lanes: map[batch.Lane]*lane{}, holds: map[int64]*hold{}, shunned: map[string]time.Time{},
 		admitted: map[string]bool{}, waiting: map[string]string{}, unserved: map[string]batch.Lane{}, paces: map[work]*sched.Pace{},
+		noticed: map[work]time.Time{},
 	}
 	e.recorder = newRecorder(c.Store, c.Log, c.Metrics)
 	e.adoptPool()
@@ -190,7 +192,8 @@ func (e *Engine) Run(ctx, abort context.Context) error {
 	if err != nil {
 		return err
 	}
-	e.node = node
+	e.member.become(node)
+	e.beat(ctx)
 
 	hard, cutOff := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer cutOff(nil)
@@ -216,6 +219,12 @@ func (e *Engine) Run(ctx, abort context.Context) error {
 	intake.Go(func() { e.claimAll(ctx) })
 	intake.Go(func() { e.finalizeAll(ctx) })
 	intake.Go(func() { e.sweepAll(ctx) })
+	intake.Go(func() { e.buryAll(ctx) })
+	// The lease is kept until the last result is recorded.
+	var beating sync.WaitGroup
+	living, expire := context.WithCancel(context.WithoutCancel(ctx))
+	defer expire()
+	beating.Go(func() { e.keepLease(living) })
 	recording, stopRecording := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopRecording()
 	committer.Go(func() { e.recorder.run(recording, e.settled) })
@@ -241,7 +250,9 @@ func (e *Engine) Run(ctx, abort context.Context) error {
 	defer cancel()
 	e.finalizeReady(farewell)
 	e.releaseAll(farewell)
-	return e.store.Leave(farewell, node)
+	expire()
+	beating.Wait()
+	return e.store.Leave(farewell, e.member.self())
 }
 
 // errStopped is why calls end that outlast the drain.

@@ -80,6 +80,7 @@ type bench struct {
 	inputs   map[string][]byte       // files as they were uploaded, by id, for the time when they are gone
 	wrong    int                     // answers that the examination found wrong
 	thief    bool                    // see steal
+	shared   bool                    // several processes work on the folder, as nodes do
 	deletes  bool                    // result files are deleted, too
 	unswept  bool                    // there was no time for a sweep
 	foreign  bool                    // answers were recorded from other upstreams than ours
@@ -112,7 +113,9 @@ func newBench(t *testing.T) *bench {
 
 func (b *bench) open() {
 	b.Helper()
-	s, err := store.Open(b.Context(), b.dir, store.Options{Now: func() time.Time { return time.Now().Add(time.Duration(b.ahead.Load())) }})
+	s, err := store.Open(b.Context(), b.dir, store.Options{
+		Now: func() time.Time { return time.Now().Add(time.Duration(b.ahead.Load())) }, Shared: b.shared,
+	})
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -142,6 +142,14 @@ func (s *faultyStore) Leave(ctx context.Context, node string) error {
 	return throughErr(s.f, "Leave", func() error { return s.s.Leave(ctx, node) })
 }
 
+func (s *faultyStore) Heartbeat(ctx context.Context, node string) (batch.Heartbeat, error) {
+	return through(s.f, "Heartbeat", func() (batch.Heartbeat, error) { return s.s.Heartbeat(ctx, node) })
+}
+
+func (s *faultyStore) Bury(ctx context.Context, node string, silent time.Duration) (batch.Burial, error) {
+	return through(s.f, "Bury", func() (batch.Burial, error) { return s.s.Bury(ctx, node, silent) })
+}
+
 func (s *faultyStore) ClaimValidating(ctx context.Context, node string) (*batch.Admission, error) {
 	return through(s.f, "ClaimValidating", func() (*batch.Admission, error) { return s.s.ClaimValidating(ctx, node) })
 }

@@ -116,7 +116,9 @@ func (o *ordeal) boot() *life {
 	for ; ; time.Sleep(100 * time.Millisecond) {
 		l := &life{o: o, died: make(chan struct{})}
 		var err error
-		if l.store, err = store.Open(context.Background(), o.dir, store.Options{Fault: func(op string) (bool, error) { return l.fault(op) }}); err != nil {
+		if l.store, err = store.Open(context.Background(), o.dir, store.Options{
+			Fault: func(op string) (bool, error) { return l.fault(op) }, Shared: o.shared,
+		}); err != nil {
 			o.Errorf("open the store: %v", err)
 			continue
 		}
@@ -458,6 +460,43 @@ func (o *ordeal) work() {
 	o.want(o.look(long), batch.Completed, 25, 21, 4)
 }
 
+// nodes is a history of a node beside which another one falls silent that has a segment, and a batch to
+// validate.
+func (o *ordeal) nodes() {
+	o.shared = true
+	silent, err := store.Open(o.Context(), o.dir, store.Options{Shared: true})
+	if err != nil {
+		o.Fatal(err)
+	}
+	o.Cleanup(func() { silent.Close() })
+	must := func(err error) {
+		o.Helper()
+		if err != nil {
+			o.Fatal(err)
+		}
+	}
+	node, err := silent.Join(o.Context(), "silent")
+	must(err)
+	var ids []string
+	for range 2 {
+		input := chat(9)
+		o.inputs = append(o.inputs, input)
+		ids = append(ids, o.run(input))
+		o.batches[ids[len(ids)-1]] = batch.Completed
+	}
+	a, err := silent.ClaimValidating(o.Context(), node)
+	must(err)
+	lane := batch.Lane{Model: "m", Endpoint: endpoint}
+	must(silent.Admit(o.Context(), *a, "m", []batch.Segment{{Lane: lane, Length: a.Input.Bytes, FirstLine: 1, Total: 9}}))
+	_, err = silent.Claim(o.Context(), node, batch.Work{BatchID: ids[0], Lane: lane})
+	must(err)
+	_, err = silent.ClaimValidating(o.Context(), node)
+	must(err)
+	h := o.serve()
+	o.allEnd()
+	h.end()
+}
+
 // allEnd waits for all batches, those included that nobody was told of.
 func (o *ordeal) allEnd() {
 	o.Helper()
@@ -563,7 +602,7 @@ func (o *ordeal) wantFewRepeats() {
 }
 
 // histories are what TestMatrix strikes.
-var histories = map[string]func(*ordeal){"clients": (*ordeal).clients, "work": (*ordeal).work}
+var histories = map[string]func(*ordeal){"clients": (*ordeal).clients, "work": (*ordeal).work, "nodes": (*ordeal).nodes}
 
 // endure runs a history with a strike, and examines everything.
 func endure(t *testing.T, history string, s strike) (o *ordeal) {

@@ -22,9 +22,11 @@ type Metrics struct {
 	retried    prometheus.Counter
 	journalled prometheus.Counter
 	sealed     prometheus.Counter
+	freed      prometheus.Counter
 
 	// Of what is asked whenever somebody looks.
 	batches, pressing                                            *prometheus.Desc
+	nodes, lease, info                                           *prometheus.Desc
 	inFlight, waiting, pausing                                   *prometheus.Desc // by lane
 	calling, limit, up, throttled, limited, pressure, own, their *prometheus.Desc // by upstream
 	engine                                                       *Engine
@@ -59,6 +61,10 @@ func NewMetrics() *Metrics {
 		retried:    counter("offpeak_requests_retried_total", "Requests that were put back for another attempt."),
 		journalled: counter("offpeak_journal_results_total", "Results handed to the journal's transactions."),
 		sealed:     counter("offpeak_segments_sealed_total", "Segments sealed."),
+		freed:      counter("offpeak_segments_freed_total", "Segments that this node freed, of nodes that it or others had taken for dead."),
+		nodes:      prometheus.NewDesc("offpeak_nodes", "Nodes that live, as of the last heartbeat.", nil, nil),
+		lease:      prometheus.NewDesc("offpeak_lease_seconds", "For how much longer this node may send without another heartbeat; absent where it has the database to itself.", nil, nil),
+		info:       prometheus.NewDesc("offpeak_node_info", "1, with the name of this node.", []string{"node"}, nil),
 		batches:    prometheus.NewDesc("offpeak_batches", "Batches that are not terminal, by status.", []string{"status"}, nil),
 		pressing:   prometheus.NewDesc("offpeak_batches_pressing", "Batches that get more than their share, to be in time.", nil, nil),
 		inFlight:   prometheus.NewDesc("offpeak_lane_in_flight", "Requests sent and unanswered.", lane, nil),
@@ -84,7 +90,7 @@ func NewMetrics() *Metrics {
 }
 
 func (m *Metrics) parts() []prometheus.Collector {
-	return []prometheus.Collector{m.results, m.tokens, m.prefixes, m.ended, m.latency, m.calls, m.commits, m.retried, m.journalled, m.sealed}
+	return []prometheus.Collector{m.results, m.tokens, m.prefixes, m.ended, m.latency, m.calls, m.commits, m.retried, m.journalled, m.sealed, m.freed}
 }
 
 // Describe implements prometheus.Collector.
@@ -93,7 +99,7 @@ func (m *Metrics) Describe(c chan<- *prometheus.Desc) {
 		p.Describe(c)
 	}
 	for _, d := range []*prometheus.Desc{
-		m.batches, m.pressing, m.inFlight, m.waiting, m.pausing,
+		m.batches, m.pressing, m.nodes, m.lease, m.info, m.inFlight, m.waiting, m.pausing,
 		m.calling, m.limit, m.up, m.throttled, m.limited, m.pressure, m.own, m.their,
 	} {
 		c <- d
@@ -124,6 +130,11 @@ func (e *Engine) collect(c chan<- prometheus.Metric) {
 				gauge(e.metrics.batches, float64(counts[s]), string(s))
 			}
 		}
+	}
+	gauge(e.metrics.info, 1, e.cfg.Node)
+	gauge(e.metrics.nodes, float64(e.member.live()))
+	if left, ok := e.leaseLeft(time.Now()); ok {
+		gauge(e.metrics.lease, left.Seconds())
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()

@@ -34,6 +34,7 @@ type recorder struct {
 	urgent   bool // somebody waits for what is in groups
 	hurried  bool // workers are to end and wait for nothing
 	closed   bool
+	flushes  []chan struct{} // closed once what is in groups is recorded
 }
 
 // A group is what is to be recorded of one hold next.
@@ -116,6 +117,21 @@ func (r *recorder) close() {
 	wake(r.wake)
 }
 
+// flush returns once everything added before is recorded, as far as its segment is ours.
+func (r *recorder) flush(ctx context.Context) error {
+	flushed := make(chan struct{})
+	r.mu.Lock()
+	r.flushes, r.urgent = append(r.flushes, flushed), true
+	r.mu.Unlock()
+	wake(r.wake)
+	select {
+	case <-flushed:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
 // lose notes that h is lost: nothing more of it is recorded.
 func (r *recorder) lose(h *hold) {
 	r.mu.Lock()
@@ -144,7 +160,7 @@ func (r *recorder) run(ctx context.Context, settled func(context.Context, *hold,
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
 	for {
-		holds, finished, closed, wait := r.collect()
+		next, wait := r.collect()
 		if wait >= 0 {
 			timer.Reset(wait)
 			select {
@@ -155,23 +171,26 @@ func (r *recorder) run(ctx context.Context, settled func(context.Context, *hold,
 			}
 			continue
 		}
-		groups := make([]batch.Group, len(holds))
-		for i, h := range holds {
+		groups := make([]batch.Group, len(next.groups))
+		for i, h := range next.groups {
 			groups[i] = batch.Group{Lease: h.lease, Tally: h.lease.Tally, Data: packer.Pack(h.data)}
 		}
 		lost, err := r.record(ctx, groups)
 		if err != nil {
 			return // asked to end; whatever is unrecorded is sent again another time
 		}
-		for _, h := range r.recorded(holds, lost) {
+		for _, h := range r.recorded(next.groups, lost) {
 			settled(ctx, h, batch.ErrLeaseLost)
 		}
-		for _, h := range finished {
+		for _, h := range next.finished {
 			if !r.isLost(h) {
 				settled(ctx, h, nil)
 			}
 		}
-		if closed && len(holds) == 0 {
+		for _, flushed := range next.flushes {
+			close(flushed)
+		}
+		if next.closed && len(next.groups) == 0 {
 			return
 		}
 	}
@@ -185,28 +204,36 @@ type taken struct {
 	n     int
 }
 
+// A round is what is recorded in one transaction, and who waits for that.
+type round struct {
+	groups   []taken
+	finished []*hold
+	flushes  []chan struct{}
+	closed   bool
+}
+
 // collect takes everything that is to be recorded, or says how long to wait before that.
-func (r *recorder) collect() (out []taken, finished []*hold, closed bool, wait time.Duration) {
+func (r *recorder) collect() (next round, wait time.Duration) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if !r.urgent && !r.closed && r.bytes < groupBytes {
 		if r.bytes == 0 {
-			return nil, nil, false, time.Hour
+			return round{}, time.Hour
 		}
 		if age := time.Since(r.oldest); age < groupDelay {
-			return nil, nil, false, groupDelay - age
+			return round{}, groupDelay - age
 		}
 	}
+	next = round{finished: r.finished, flushes: r.flushes, closed: r.closed}
 	for _, h := range r.groups {
 		if !h.lost { // else its segment may be in another hold by now
-			out = append(out, taken{h, h.lease, h.group.data, h.group.n})
+			next.groups = append(next.groups, taken{h, h.lease, h.group.data, h.group.n})
 		}
 		h.group = nil
 	}
-	finished = r.finished
-	r.groups, r.finished, r.urgent, r.bytes = nil, nil, false, 0
+	r.groups, r.finished, r.flushes, r.urgent, r.bytes = nil, nil, nil, false, 0
 	r.space.Broadcast()
-	return out, finished, r.closed, -1
+	return next, -1
 }
 
 // record has the groups recorded, for as long as that takes. It repeats a failed transaction as it

@@ -13,6 +13,7 @@ import (
 	"offpeak/internal/batch"
 	"offpeak/internal/blob"
 	"offpeak/internal/engine"
+	"offpeak/internal/sched"
 	"offpeak/internal/sim"
 	"offpeak/internal/upstream"
 )
@@ -105,13 +106,20 @@ func (b *bench) furnish() {
 	b.recorded(cancelled, 5)
 	b.cancel(cancelled)
 	b.ends(cancelled)
+	for _, node := range query[string](b, "SELECT id FROM nodes WHERE dead_at IS NULL") {
+		_, err = b.store.Share(ctx, node, []batch.Claim{
+			{Upstream: "up0", Limit: batch.LimitCalls, Auto: true, Keeps: 5, Uses: 5, Wants: 50, Least: 1, Found: 16},
+			{Upstream: "up0", Limit: batch.LimitRequests, Stated: 600, Wants: 100, Least: 1},
+		}, sched.Divide)
+		must(err)
+	}
 	must(b.store.DeleteFile(ctx, batch.DefaultProject, deleted))
 
 	ending, long := b.run(chat(60)), b.run(chat(120, "m", "n"))
 	unknown := b.run(chat(3, "unheard of")) // is refused
 	b.ends(unknown)
 	b.recorded(ending, 9)
-	b.recorded(long, 50)
+	b.recorded(long, 60)
 	once := b.batch(b.upload(chat(2)), 24*time.Hour)
 	_, err = b.store.CreateBatchOnce(ctx, once, "again", sha256.Sum256([]byte("request")))
 	must(err)

@@ -10,6 +10,7 @@ import (
 // taken at once.
 type Bucket struct {
 	limit int64
+	share int64    // that may be taken here, of the limit; the rest is other nodes'
 	taken []taking // the oldest first
 	sum   int64
 }
@@ -28,16 +29,31 @@ const (
 )
 
 // NewBucket returns a full bucket. With a limit of 0 there is no limit.
-func NewBucket(perMinute int) *Bucket { return &Bucket{limit: int64(perMinute)} }
+func NewBucket(perMinute int) *Bucket {
+	return &Bucket{limit: int64(perMinute), share: int64(perMinute)}
+}
+
+// Limit is how many units may be taken in a minute, by all nodes together; 0: any number.
+func (b *Bucket) Limit() int64 { return b.limit }
+
+// Share sets the limit of all nodes together, and the share of it that may be taken here.
+func (b *Bucket) Share(limit, share int64) { b.limit, b.share = limit, share }
+
+// Spent is what was taken in the last minute.
+func (b *Bucket) Spent(now time.Time) int64 {
+	b.pass(now)
+	return b.sum
+}
 
 // Wait returns how long it takes until n units may be taken; 0: now. More than a minute's units may
-// be taken when nothing else was for a minute, as they would wait for ever else.
+// be taken when nothing else was for a minute, as they would wait for ever else. What is more than the
+// share waits until that has grown, and then somebody is to ask again.
 func (b *Bucket) Wait(n int64, now time.Time) time.Duration {
 	if b.limit <= 0 {
 		return 0
 	}
 	b.pass(now)
-	over := b.sum + min(n, b.limit) - b.limit
+	over := b.sum + min(n, b.limit) - b.share
 	if over <= 0 {
 		return 0
 	}
@@ -46,7 +62,7 @@ func (b *Bucket) Wait(n int64, now time.Time) time.Duration {
 			return t.to.Add(window).Sub(now)
 		}
 	}
-	return 0
+	return window
 }
 
 // Take takes n units, whether or not they may be.

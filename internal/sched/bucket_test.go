@@ -161,3 +161,33 @@ func TestBucketKeepsToAQuota(t *testing.T) {
 		}
 	}
 }
+
+// A share of a limit is kept to, and what is more than the share waits for a larger one. What was
+// taken of a larger share before still counts.
+func TestBucketKeepsToItsShare(t *testing.T) {
+	b := NewBucket(1000)
+	b.Share(1000, 300)
+	b.Take(200, epoch)
+	if spent := b.Spent(epoch); spent != 200 {
+		t.Errorf("%d are spent, want 200", spent)
+	}
+	for n, want := range map[int64]time.Duration{100: 0, 101: window, 301: window, 5000: window} {
+		if wait := b.Wait(n, epoch); wait != want {
+			t.Errorf("%d beside 200 of 300 after %v, want %v", n, wait, want)
+		}
+	}
+	b.Share(1000, 100)
+	if wait := b.Wait(1, epoch.Add(time.Second)); wait != window-time.Second {
+		t.Errorf("1 beside 200 of 100 after %v, want %v", wait, window-time.Second)
+	}
+	if spent := b.Spent(epoch.Add(window)); spent != 0 {
+		t.Errorf("%d are spent after a minute", spent)
+	}
+	if wait := b.Wait(300, epoch.Add(window)); wait != window { // more than the share, however long nothing was taken
+		t.Errorf("300 of a share of 100 after %v", wait)
+	}
+	b.Share(1000, 1000)
+	if wait := b.Wait(5000, epoch.Add(window)); wait != 0 {
+		t.Errorf("more than all, when all is ours and nothing was taken, after %v", wait)
+	}
+}

@@ -24,6 +24,7 @@ type climber struct {
 	shared bool    // the upstream serves people, too: rather a few slots less
 	press  float64 // unless the work is as urgent as that, from 0 to 1
 
+	nodes   float64 // among so many the calls are divided; answers are known of one of them
 	stint   stint
 	points  []point // found on the way up
 	settled bool
@@ -134,6 +135,14 @@ func (c *climber) begin(want float64, sent int64, now time.Time) {
 	c.stint = stint{want: want, first: sent + 1, from: now, at: now}
 }
 
+// takeOver has the climber go on from a limit that another one has found.
+func (c *climber) takeOver() {
+	*c = climber{shared: c.shared, press: c.press, work: c.work, answers: c.answers, settled: true, rest: firstRest}
+}
+
+// perSlot is how many answers of the stint there are for each call in flight.
+func (c *climber) perSlot(want float64) float64 { return c.stint.n * c.nodes / want }
+
 // answered notes an answer, and returns the limit from now on.
 func (c *climber) answered(ticket, sent int64, work float64, took time.Duration, want float64, now time.Time) float64 {
 	s := &c.stint
@@ -156,11 +165,11 @@ func (c *climber) answered(ticket, sent int64, work float64, took time.Duration,
 	s.ww += work * work
 	s.wd += work * d
 	s.dd += d * d
-	if s.n < max(16, want/2) || !now.After(s.from) {
+	if s.n < 16 || c.perSlot(want) < 0.5 || !now.After(s.from) {
 		return want
 	}
 	p := s.point(c.work)
-	if p.pace == 0 && s.n < max(48, 2*want) {
+	if p.pace == 0 && (s.n < 48 || c.perSlot(want) < 2) {
 		return want // it takes more answers to tell
 	}
 	if p.level < 0.93*want { // there is less to do, or less is allowed
@@ -193,7 +202,7 @@ func (c *climber) ascend(p point, want float64, now time.Time) float64 {
 	}
 	last := c.points[len(c.points)-1]
 	gain, err := p.gain(last, c.work)
-	n := c.stint.n / want
+	n := c.perSlot(want)
 	switch {
 	case c.shared && p.queue(c.work, c.beside) > 2*loss: // people wait
 		c.points = append(c.points, p)
@@ -276,9 +285,12 @@ func lower(level float64) float64 { return math.Ceil(0.7 * level) }
 
 // keep returns the next limit once the knee was found, or 0 to stay.
 func (c *climber) keep(p point, want float64, now time.Time) float64 {
-	n := c.stint.n / want
+	n := c.perSlot(want)
 	if n < 2 || n < 6 && p.err > 0.03 {
 		return 0
+	}
+	if c.goal.level == 0 { // it has taken over
+		c.goal, c.tryAt = p, now.Add(c.rest)
 	}
 	if c.back > 0 {
 		back := c.back

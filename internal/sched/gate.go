@@ -5,7 +5,9 @@
 package sched
 
 import (
+	"cmp"
 	"fmt"
+	"math"
 	"time"
 )
 
@@ -50,7 +52,12 @@ type GateConfig struct {
 type Gate struct {
 	max  int
 	auto bool    // want is found
-	want float64 // calls in flight that are of use
+	want float64 // calls in flight that are of use, on all nodes together
+
+	// Where several nodes keep to one limit.
+	nodes  float64 // by how much want is more than this node's share of it; else 1
+	others int     // calls of theirs in flight
+	led    bool    // one of them finds the limit
 
 	climb     climber
 	watch     watch
@@ -82,7 +89,7 @@ const (
 // NewGate returns an open gate.
 func NewGate(c GateConfig) *Gate {
 	// With people on it, a limit is an upper bound, and not what is of use.
-	g := &Gate{max: c.Max, auto: c.Max <= 0 || c.Shared, calls: map[int64]sentCall{}}
+	g := &Gate{max: c.Max, auto: c.Max <= 0 || c.Shared, nodes: 1, calls: map[int64]sentCall{}}
 	if c.Max <= 0 {
 		g.max = most
 	}
@@ -99,7 +106,11 @@ func (g *Gate) Room(now time.Time) int {
 	if g.outage.closed {
 		return max(0, min(g.outage.room(now), g.max-g.inFlight))
 	}
-	n := min(g.want, g.tolerance.room(now))
+	share := g.share()
+	if g.nodes > 1 {
+		share = math.Ceil(share) // parts of a slot are for one node or another: it is told by what it is granted
+	}
+	n := min(share, g.tolerance.room(now))
 	if g.outage.ramping() {
 		n = min(n, g.outage.ramp(now))
 	}
@@ -113,13 +124,13 @@ func (g *Gate) Next(now time.Time) time.Time {
 		return g.outage.next(now)
 	}
 	var next time.Time
-	if g.want > g.tolerance.most() || g.tolerance.top > 0 {
+	if g.share() > g.tolerance.most() || g.tolerance.top > 0 {
 		next = g.tolerance.next(now)
 	}
 	if _, until := g.tolerance.resting(now); !until.IsZero() && (next.IsZero() || until.Before(next)) {
 		next = until
 	}
-	if g.outage.ramping() && g.outage.ramp(now) < g.want {
+	if g.outage.ramping() && g.outage.ramp(now) < g.share() {
 		if step := g.outage.next(now); next.IsZero() || step.Before(next) {
 			return step
 		}
@@ -144,7 +155,15 @@ func (g *Gate) Throttled() (until time.Time, ok bool) {
 func (g *Gate) InFlight() int { return g.inFlight }
 
 // Limit is how many calls may be in flight.
-func (g *Gate) Limit() int { return max(1, int(min(g.want, g.tolerance.most()))) }
+func (g *Gate) Limit() int { return max(1, int(min(g.share(), g.tolerance.most()))) }
+
+// share is how many of the calls that are of use are for this node.
+func (g *Gate) share() float64 {
+	if g.nodes == 1 {
+		return g.want
+	}
+	return max(1, g.want/g.nodes)
+}
 
 // Max is the most that Limit can become.
 func (g *Gate) Max() int { return g.max }
@@ -156,28 +175,86 @@ func (g *Gate) Press(p float64) {
 	g.tolerance.press = p / 2 // people who are refused do not even get into the queue
 }
 
-// Observe notes what the upstream says of itself.
+// Observe notes what the upstream says of itself. It counts the calls of all nodes.
 func (g *Gate) Observe(l Load, now time.Time) {
-	if g.outage.closed || !g.auto {
-		return // down, or the operator has said how many
+	if g.outage.closed || !g.auto || g.led {
+		return // down, or somebody else has said how many
 	}
-	want := g.watch.observe(l, g.inFlight, g.want, now)
+	want := g.watch.observe(l, g.inFlight+g.others, g.want, now)
 	if g.watch.fresh(now) {
 		g.setWant(want, now)
 	}
 }
 
 func (g *Gate) setWant(want float64, now time.Time) {
-	want = min(max(want, 1), float64(g.max))
-	if want > g.want && (!g.outage.ramping() || g.outage.ramp(now) >= g.want) {
-		g.outage.rise(g.want, now)
+	was := g.share()
+	g.want = min(max(want, 1), float64(g.max))
+	g.rise(was, now)
+}
+
+// rise has the share grow from what it was, not at once.
+func (g *Gate) rise(was float64, now time.Time) {
+	if g.share() > was && (!g.outage.ramping() || g.outage.ramp(now) >= was) {
+		g.outage.rise(was, now)
 	}
-	g.want = want
+}
+
+// Auto reports whether the limit is to be found, by this gate or another node's.
+func (g *Gate) Auto() bool { return g.auto }
+
+// Found is how many calls in flight are of use on all nodes together, as far as this gate knows.
+func (g *Gate) Found() float64 { return g.want }
+
+// Useful is how many calls in flight g could do with at now, had it no limit: those that the upstream
+// puts up with, and a few to see if it is more.
+func (g *Gate) Useful(now time.Time) int {
+	if g.outage.closed {
+		return g.inFlight + max(1, g.outage.room(now))
+	}
+	return int(g.tolerance.room(now)*5/4) + 1
+}
+
+// A Portion is what a gate gets of a limit that several nodes keep together.
+type Portion struct {
+	Of     int     // calls in flight that all nodes may have together
+	Fair   float64 // of them, those that are for this node while it has work for them
+	Nodes  int     // among whom they are divided
+	Others int     // calls that the others have in flight
+	Most   int     // that Of may ever be; 0: any number
+	Leads  bool    // this gate is the one that finds out what Of is to be
+	Found  float64 // what it had found when it asked
+}
+
+// Share has the gate keep to its portion. A gate that leads finds out how many calls are of use on all
+// nodes together: how long its own take tells, as they stand in the same queue as the others'.
+func (g *Gate) Share(p Portion, now time.Time) {
+	was, wasLed := g.share(), g.led
+	g.pass(now)
+	g.nodes, g.others, g.led = max(1, float64(p.Of)/p.Fair), p.Others, !p.Leads
+	g.max = cmp.Or(p.Most, most)
+	switch {
+	case !p.Leads || g.want == p.Found:
+		fresh := wasLed || g.sent == 0 && g.want != float64(p.Of)
+		if p.Leads && g.untried() {
+			p.Of, fresh = start*p.Nodes, false
+		}
+		if g.want = min(float64(p.Of), float64(g.max)); p.Leads && fresh {
+			g.climb.takeOver()
+		}
+	}
+	if g.auto {
+		g.rise(was, now)
+	}
+}
+
+// untried reports whether everything is still as it was at first.
+func (g *Gate) untried() bool {
+	return g.auto && !g.led && len(g.climb.points) == 0 && !g.climb.settled && g.watch.at.IsZero()
 }
 
 // Send notes that a call goes out at now, and returns its ticket for Done.
 func (g *Gate) Send(now time.Time) int64 {
-	g.climb.pass(g.inFlight, now)
+	g.pass(now)
 	g.inFlight++
 	g.sent++
 	g.calls[g.sent] = sentCall{now, g.inFlight}
@@ -189,18 +266,22 @@ func (g *Gate) Send(now time.Time) int64 {
 	return g.sent
 }
 
+// pass lets time pass up to now, with as many calls in flight as there are.
+func (g *Gate) pass(now time.Time) { g.climb.pass(g.inFlight+g.others, now) }
+
 // Done notes that the call with the ticket has ended at now.
 func (g *Gate) Done(ticket int64, r Report, now time.Time) {
 	call := g.calls[ticket]
 	delete(g.calls, ticket)
-	g.climb.pass(g.inFlight, now)
+	g.pass(now)
 	g.inFlight--
 	known, wasClosed := false, g.outage.closed
 	switch r.Outcome {
 	case Answered:
 		g.outage.answered(ticket, g.Limit(), now)
-		g.tolerance.answered(call, g.want, now)
-		if g.auto && !g.watch.fresh(now) {
+		g.tolerance.answered(call, g.share(), now)
+		if g.auto && !g.led && !g.watch.fresh(now) {
+			g.climb.nodes = g.nodes
 			g.setWant(g.climb.answered(ticket, g.sent, float64(max(r.Work, 1)), now.Sub(call.at), g.want, now), now)
 		}
 		return
@@ -215,7 +296,7 @@ func (g *Gate) Done(ticket int64, r Report, now time.Time) {
 			g.before = g.tolerance
 		}
 		g.overtake(ticket)
-		known = g.tolerance.throttled(call, g.calls, g.want, now)
+		known = g.tolerance.throttled(call, g.calls, g.share(), now)
 		known = known && call.level > 1 // if even one is too many, that is an outage
 	}
 	g.outage.failed(failure{r, ticket, now.Sub(call.at), g.sent, g.Limit(), g.inFlight, known}, now)

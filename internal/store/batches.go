@@ -30,21 +30,23 @@ func (s *Store) CreateBatchOnce(ctx context.Context, b batch.Batch, key string, 
 		if _, err := exec(ctx, q, `DELETE FROM idempotency_keys WHERE created_at <= $1`, ms(now.Add(-IdempotencyTime))); err != nil {
 			return err
 		}
-		var known []byte
-		var id string
-		err := q.QueryRowContext(ctx, `SELECT request, batch_id FROM idempotency_keys WHERE project_id = $1 AND key = $2`,
-			b.Project, key).Scan(&known, &id)
-		switch {
-		case errors.Is(err, sql.ErrNoRows):
-			if _, err := exec(ctx, q, `INSERT INTO idempotency_keys (project_id, key, request, batch_id, created_at)
-				VALUES ($1, $2, $3, $4, $5)`, b.Project, key, request[:], b.ID, ms(now)); err != nil {
-				return err
-			}
+		// Inserted before it is asked for: of two at once the second waits here for the first.
+		n, err := exec(ctx, q, `INSERT INTO idempotency_keys (project_id, key, request, batch_id, created_at)
+			VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING`, b.Project, key, request[:], b.ID, ms(now))
+		if err != nil {
+			return err
+		}
+		if n == 1 {
 			made = b
 			return insertBatch(ctx, q, b)
-		case err != nil:
+		}
+		var known []byte
+		var id string
+		if err := q.QueryRowContext(ctx, `SELECT request, batch_id FROM idempotency_keys WHERE project_id = $1 AND key = $2`,
+			b.Project, key).Scan(&known, &id); err != nil {
 			return err
-		case !bytes.Equal(known, request[:]):
+		}
+		if !bytes.Equal(known, request[:]) {
 			return &batch.Error{Kind: batch.Conflict, Param: "Idempotency-Key", Code: "idempotency_key_reused",
 				Msg: "This Idempotency-Key was used for another request within the last 24 hours."}
 		}
@@ -86,7 +88,7 @@ var batchColumns = `id, project_id, endpoint, model, input_file_id, output_file_
 // Of those only the few that were ever claimed are looked at.
 func withOpen(columns ...string) string {
 	for i, c := range columns {
-		columns[i] = c + ` + (SELECT coalesce(sum(o.` + c + `), 0) FROM segments o
+		columns[i] = c + ` + (SELECT CAST(coalesce(sum(o.` + c + `), 0) AS BIGINT) FROM segments o
 			WHERE o.batch_id = b.id AND o.sealed_at IS NULL AND o.seq > 0)`
 	}
 	return strings.Join(columns, ", ")
@@ -172,7 +174,20 @@ func (s *Store) CancelBatch(ctx context.Context, project, id string) (b batch.Ba
 
 // lockBatch reads the one batch for which the condition holds, for the transaction to change it.
 func (s *Store) lockBatch(ctx context.Context, q querier, where string, args ...any) (batch.Batch, error) {
-	return scanBatch(q.QueryRowContext(ctx, `SELECT `+batchColumns+` FROM batches b WHERE `+where+s.d.forUpdate, args...))
+	return readLocked(ctx, q, s.d.forUpdate, where, args...)
+}
+
+func readLocked(ctx context.Context, q querier, forUpdate, where string, args ...any) (batch.Batch, error) {
+	if forUpdate != "" {
+		// Locked before it is read: a statement that had to wait for the lock would add what segments had
+		// recorded before to what the batch has got from their seals meanwhile.
+		var id string
+		if err := q.QueryRowContext(ctx, `SELECT id FROM batches b WHERE `+where+forUpdate, args...).Scan(&id); err != nil {
+			return batch.Batch{}, err
+		}
+		where, args = `id = $1`, []any{id}
+	}
+	return scanBatch(q.QueryRowContext(ctx, `SELECT `+batchColumns+` FROM batches b WHERE `+where, args...))
 }
 
 // saveBatch writes what moving along the status machine changes; b was read with lockBatch in the
@@ -206,7 +221,7 @@ func (s *Store) ClaimValidating(ctx context.Context, node string) (a *batch.Admi
 	}
 	err = s.tx(ctx, func(q querier) error {
 		a = nil
-		b, err := s.lockBatch(ctx, q, `status = 'validating' AND token IS NULL ORDER BY seq LIMIT 1`)
+		b, err := readLocked(ctx, q, s.free("b"), `status = 'validating' AND token IS NULL ORDER BY seq LIMIT 1`)
 		if errors.Is(err, sql.ErrNoRows) {
 			return nil
 		}
@@ -283,12 +298,8 @@ func (s *Store) Validating(ctx context.Context, a batch.Admission) (bool, error)
 
 // ReleaseStrayBatches is to validation what ReleaseStrays is to segments.
 func (s *Store) ReleaseStrayBatches(ctx context.Context, node string, known []string) error {
-	args := []any{node}
-	for _, token := range known {
-		args = append(args, token)
-	}
 	_, err := s.change(ctx, `UPDATE batches SET token = NULL, node_id = NULL
-		WHERE status = 'validating' AND node_id = $1 AND token NOT IN (`+in(2, len(known))+`)`, args...)
+		WHERE status = 'validating' AND node_id = $1`+but("token", 2, len(known)), list(known, node)...)
 	return err
 }
 
@@ -383,7 +394,7 @@ func (s *Store) Finalize(ctx context.Context, id string) (b batch.Batch, done bo
 // into. It reports whether there is anything in it; otherwise it makes none.
 func (s *Store) resultFile(ctx context.Context, q querier, b batch.Batch, id, which string) (bool, error) {
 	var bytes sql.NullInt64
-	if err := q.QueryRowContext(ctx, `SELECT sum(`+which+`_bytes) FROM segments
+	if err := q.QueryRowContext(ctx, `SELECT CAST(sum(`+which+`_bytes) AS BIGINT) FROM segments
 		WHERE batch_id = $1 AND `+which+`_key IS NOT NULL`, b.ID).Scan(&bytes); err != nil || !bytes.Valid {
 		return false, err
 	}
@@ -393,7 +404,7 @@ func (s *Store) resultFile(ctx context.Context, q querier, b batch.Batch, id, wh
 		return false, err
 	}
 	_, err := exec(ctx, q, `INSERT INTO file_parts (file_id, n, blob_key, bytes)
-		SELECT $2, row_number() OVER (ORDER BY id) - 1, `+which+`_key, `+which+`_bytes FROM segments
+		SELECT CAST($2 AS TEXT), row_number() OVER (ORDER BY id) - 1, `+which+`_key, `+which+`_bytes FROM segments
 		WHERE batch_id = $1 AND `+which+`_key IS NOT NULL`, b.ID, id)
 	return true, err
 }

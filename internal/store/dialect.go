@@ -19,14 +19,42 @@ import (
 type dialect struct {
 	name      string // of the folder with its migrations
 	goose     goose.Dialect
-	open      func(dsn string) (write, read *sql.DB, err error)
+	open      func(dsn string) (pools, error)
 	check     func(ctx context.Context, db *sql.DB) error
 	retryable func(error) bool
 	// forUpdate ends a SELECT of rows that the transaction is going to change. SQLite needs
 	// nothing: a transaction that may write is the only one from its beginning.
 	forUpdate string
+	// skipLocked, behind forUpdate, leaves out rows that another transaction is about to change.
+	skipLocked string
+	// clock is the database's time in unix milliseconds, by which nodes reckon each other's leases.
+	// Empty: a database in the process has the process's.
+	clock string
 	// exclusive tells that one process has the database: what a former one held is free.
 	exclusive bool
+	// migrating returns what keeps two processes from changing the schema at once; nil if nothing
+	// needs to, since they are kept apart before.
+	migrating func() (goose.ProviderOption, error)
+}
+
+// pools are the connections to one database.
+type pools struct {
+	write, read *sql.DB
+	beat        *sql.DB // for heartbeats, which wait for nobody
+	slow        *sql.DB // for what may take its time: migrations, vacuum
+}
+
+// close closes each pool once.
+func (p pools) close() error {
+	var errs []error
+	closed := map[*sql.DB]bool{nil: true}
+	for _, db := range []*sql.DB{p.read, p.beat, p.slow, p.write} {
+		if !closed[db] {
+			errs = append(errs, db.Close())
+		}
+		closed[db] = true
+	}
+	return errors.Join(errs...)
 }
 
 var sqlite3Dialect = dialect{
@@ -37,7 +65,7 @@ var sqlite3Dialect = dialect{
 
 // openSQLite opens two pools on one file. Writers queue for the single connection of the first;
 // readers see the last commit and never wait.
-func openSQLite(path string) (write, read *sql.DB, err error) {
+func openSQLite(path string) (p pools, err error) {
 	dsn := func(pragmas ...string) string {
 		q := url.Values{"_pragma": append([]string{
 			"busy_timeout(10000)", "journal_mode(WAL)", "synchronous(FULL)", "foreign_keys(1)",
@@ -49,7 +77,7 @@ func openSQLite(path string) (write, read *sql.DB, err error) {
 	// it the same mode. One that was restored from a backup may have any.
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
-		return nil, nil, err
+		return pools{}, err
 	}
 	f.Close()
 	for _, p := range []string{path, path + "-wal", path + "-shm"} {
@@ -57,17 +85,18 @@ func openSQLite(path string) (write, read *sql.DB, err error) {
 			os.Chmod(p, 0o600) // if it is another's, that is not for us to decide
 		}
 	}
-	if write, err = sql.Open("sqlite", dsn()+"&_txlock=immediate"); err != nil {
-		return nil, nil, err
+	if p.write, err = sql.Open("sqlite", dsn()+"&_txlock=immediate"); err != nil {
+		return pools{}, err
 	}
-	write.SetMaxOpenConns(1)
-	if read, err = sql.Open("sqlite", dsn("query_only(1)")); err != nil {
-		write.Close()
-		return nil, nil, err
+	p.write.SetMaxOpenConns(1)
+	p.beat, p.slow = p.write, p.write
+	if p.read, err = sql.Open("sqlite", dsn("query_only(1)")); err != nil {
+		p.write.Close()
+		return pools{}, err
 	}
-	read.SetMaxOpenConns(4)
-	read.SetMaxIdleConns(4)
-	return write, read, nil
+	p.read.SetMaxOpenConns(4)
+	p.read.SetMaxIdleConns(4)
+	return p, nil
 }
 
 // checkSQLite refuses versions that may lose a commit when the WAL is reset
@@ -122,6 +151,24 @@ func lockFile(path string, how int) (*os.File, error) {
 		return nil, fmt.Errorf("lock: %w", err)
 	}
 	return f, nil
+}
+
+// free ends a SELECT of a row of table that the transaction is going to take, and that nobody else is
+// about to take.
+func (s *Store) free(table string) string {
+	if s.d.forUpdate == "" {
+		return ""
+	}
+	return s.d.forUpdate + " OF " + table + s.d.skipLocked
+}
+
+// but returns a condition, to be put behind another, that leaves out n values of a column,
+// placeholders from $first on.
+func but(column string, first, n int) string {
+	if n == 0 {
+		return ""
+	}
+	return " AND " + column + " NOT IN (" + in(first, n) + ")"
 }
 
 // in returns a list of n placeholders, from $first on.

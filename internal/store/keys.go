@@ -8,8 +8,10 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
+	"unicode/utf8"
 
 	"offpeak/internal/batch"
 )
@@ -30,20 +32,28 @@ const prefixLen = 17
 
 // CreateProject makes a project of a name that none has yet.
 func (s *Store) CreateProject(ctx context.Context, name string, weight int) (batch.Project, error) {
+	if err := checkName(name); err != nil {
+		return batch.Project{}, err
+	}
 	p := batch.Project{ID: "proj_" + batch.NewToken(), Name: name, Weight: weight, CreatedAt: s.now()}
 	err := s.tx(ctx, func(q querier) error {
-		var taken int
-		if err := q.QueryRowContext(ctx, `SELECT count(*) FROM projects WHERE name = $1`, name).Scan(&taken); err != nil {
-			return err
-		}
-		if taken > 0 {
+		n, err := exec(ctx, q, `INSERT INTO projects (id, name, weight, created_at) VALUES ($1, $2, $3, $4) ON CONFLICT (name) DO NOTHING`,
+			p.ID, p.Name, p.Weight, ms(p.CreatedAt))
+		if err == nil && n == 0 {
 			return &batch.Error{Kind: batch.Conflict, Msg: fmt.Sprintf("there is a project %q already", name)}
 		}
-		_, err := exec(ctx, q, `INSERT INTO projects (id, name, weight, created_at) VALUES ($1, $2, $3, $4)`,
-			p.ID, p.Name, p.Weight, ms(p.CreatedAt))
 		return err
 	})
 	return p, err
+}
+
+// checkName refuses a name that not every database keeps. What comes by the API was made text before;
+// names come from command lines.
+func checkName(name string) error {
+	if utf8.ValidString(name) && strings.IndexByte(name, 0) < 0 {
+		return nil
+	}
+	return &batch.Error{Kind: batch.Invalid, Param: "name", Msg: fmt.Sprintf("the name %q is not text in UTF-8", name)}
 }
 
 // Projects lists every project, oldest first.
@@ -59,6 +69,9 @@ func scanProject(r row) (p batch.Project, err error) {
 // CreateKey makes a key of 256 random bits for the project with the given name or id. The secret
 // is not to be had again.
 func (s *Store) CreateKey(ctx context.Context, project, name string) (k Key, secret string, err error) {
+	if err := errors.Join(checkName(project), checkName(name)); err != nil {
+		return Key{}, "", err
+	}
 	var raw [32]byte
 	rand.Read(raw[:])
 	secret = "sk-offpeak-" + base64.RawURLEncoding.EncodeToString(raw[:])

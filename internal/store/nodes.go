@@ -2,18 +2,21 @@ package store
 
 import (
 	"context"
+	"database/sql"
+	"errors"
 	"fmt"
+	"time"
 
 	"offpeak/internal/batch"
 )
 
 // Join makes this process a node called name and returns the node's id. Where the process has the
 // database to itself, everything that a former one held is free afterwards, at once: the lock on
-// the folder is the lease, and nothing is judged by age.
+// the folder is the lease, and nothing is judged by age. Where others work on it, too, nothing is: see
+// Bury.
 func (s *Store) Join(ctx context.Context, name string) (id string, err error) {
 	id = batch.NewToken()
 	err = s.tx(ctx, func(q querier) error {
-		now := ms(s.now())
 		if s.d.exclusive {
 			// The owners of these segments died holding them: see batch.Segment.Deaths.
 			if _, err := exec(ctx, q, `UPDATE segments SET token = NULL, node_id = NULL, deaths = deaths + 1
@@ -24,11 +27,11 @@ func (s *Store) Join(ctx context.Context, name string) (id string, err error) {
 				batch.Validating); err != nil {
 				return err
 			}
-			if _, err := exec(ctx, q, `UPDATE nodes SET dead_at = $1 WHERE dead_at IS NULL`, now); err != nil {
+			if _, err := exec(ctx, q, `UPDATE nodes SET dead_at = `+s.clock()+` WHERE dead_at IS NULL`); err != nil {
 				return err
 			}
 		}
-		_, err := exec(ctx, q, `INSERT INTO nodes (id, name, started_at, heartbeat_at) VALUES ($1, $2, $3, $3)`, id, name, now)
+		_, err := exec(ctx, q, `INSERT INTO nodes (id, name, started_at, heartbeat_at) VALUES ($1, $2, `+s.clock()+`, `+s.clock()+`)`, id, name)
 		return err
 	})
 	if err != nil {
@@ -37,8 +40,191 @@ func (s *Store) Join(ctx context.Context, name string) (id string, err error) {
 	return id, nil
 }
 
-// Leave notes that the node has ended of its own will.
+// Leave notes that the node has ended of its own will: it dies with its last heartbeat.
 func (s *Store) Leave(ctx context.Context, node string) error {
-	_, err := s.change(ctx, `UPDATE nodes SET dead_at = $2 WHERE id = $1`, node, ms(s.now()))
+	_, err := s.change(ctx, `UPDATE nodes SET heartbeat_at = `+s.clock()+`, dead_at = `+s.clock()+` WHERE id = $1 AND dead_at IS NULL`, node)
 	return err
+}
+
+const (
+	// lease is how long a heartbeat lasts. Work of a node that dies goes on within 20 s: in so much it
+	// is found silent, by somebody who looks every second, and what it held is claimed.
+	lease = 15 * time.Second
+	// recent is how old a node's last heartbeat may be for the node to judge others by the same clock.
+	recent = 10 * time.Second
+	// ahead is how much later than now a heartbeat may be. Beyond, the clock was set back.
+	ahead = time.Second
+	// nodesKept is how long the rows of nodes stay that have ended.
+	nodesKept = 7 * 24 * time.Hour
+)
+
+// Heartbeat tells that the node lives, and until when others take its word for it, by the database's
+// clock. It fails with batch.ErrDeclaredDead if they have not, or if the node left. Where the process
+// has the database to itself there is nobody to tell.
+func (s *Store) Heartbeat(ctx context.Context, node string) (h batch.Heartbeat, err error) {
+	if s.d.exclusive {
+		return batch.Heartbeat{At: s.now(), Nodes: 1}, nil
+	}
+	s = s.urgent()
+	err = s.tx(ctx, func(q querier) error {
+		h = batch.Heartbeat{Lasts: lease}
+		err := q.QueryRowContext(ctx, `UPDATE nodes SET heartbeat_at = `+s.clock()+` WHERE id = $1 AND dead_at IS NULL
+			RETURNING heartbeat_at, (SELECT count(*) FROM nodes WHERE dead_at IS NULL)`, node).Scan(at(&h.At), &h.Nodes)
+		if errors.Is(err, sql.ErrNoRows) {
+			return batch.ErrDeclaredDead
+		}
+		return err
+	})
+	if err != nil {
+		return batch.Heartbeat{}, fmt.Errorf("heartbeat: %w", err)
+	}
+	return h, nil
+}
+
+// urgent returns the store for a write that must not wait behind others.
+func (s *Store) urgent() *Store {
+	u := *s
+	u.pools = pools{write: s.beat}
+	return &u
+}
+
+// Bury declares dead, on their rows, the nodes that were silent for longer, so that their next heartbeat
+// fails; and it frees what dead nodes hold, whenever they died: a claim that was under way when its
+// node was declared dead may have been committed since. node is the one that judges. It judges nobody
+// if its own last heartbeat is not a recent one by the database's clock, which may have been set.
+//
+// Two at once do no harm: each row changes once, and they take them in one order or leave to each
+// other what is locked.
+func (s *Store) Bury(ctx context.Context, node string, silent time.Duration) (b batch.Burial, err error) {
+	if s.d.exclusive {
+		return b, nil
+	}
+	if b.Nodes, err = s.declare(ctx, node, silent); err != nil {
+		return b, fmt.Errorf("bury: %w", err)
+	}
+	b.Segments, err = s.freeAll(ctx, `SELECT id FROM segments
+		WHERE sealed_at IS NULL AND token IS NOT NULL AND node_id IN (SELECT id FROM nodes WHERE dead_at IS NOT NULL)
+		ORDER BY id LIMIT 500`, "segments", `UPDATE segments SET token = NULL, node_id = NULL, deaths = deaths + 1 WHERE id`)
+	if err != nil {
+		return b, fmt.Errorf("bury: %w", err)
+	}
+	b.Batches, err = s.freeAll(ctx, `SELECT id FROM batches
+		WHERE status = 'validating' AND token IS NOT NULL AND node_id IN (SELECT id FROM nodes WHERE dead_at IS NOT NULL)
+		ORDER BY id LIMIT 500`, "batches", `UPDATE batches SET token = NULL, node_id = NULL WHERE id`)
+	if err != nil {
+		return b, fmt.Errorf("bury: %w", err)
+	}
+	return b, nil
+}
+
+// declare declares dead who was silent for longer.
+func (s *Store) declare(ctx context.Context, judge string, silent time.Duration) (names []string, err error) {
+	now := s.clock()
+	// First without a transaction: there is rarely anybody.
+	suspects, err := all(ctx, s.read, func(r row) (n Node, err error) {
+		err = r.Scan(&n.ID, &n.Name)
+		return n, err
+	}, `SELECT id, name FROM nodes WHERE dead_at IS NULL AND (heartbeat_at < `+now+` - $2 OR heartbeat_at > `+now+` + $3)
+		AND EXISTS (SELECT 1 FROM nodes WHERE id = $1 AND dead_at IS NULL AND heartbeat_at > `+now+` - $4)
+		ORDER BY id`, judge, silent.Milliseconds(), ahead.Milliseconds(), recent.Milliseconds())
+	if err != nil || len(suspects) == 0 {
+		return nil, err
+	}
+	err = s.tx(ctx, func(q querier) error {
+		names = nil
+		for _, n := range suspects {
+			died, err := exec(ctx, q, `UPDATE nodes SET dead_at = `+now+` WHERE id = $1 AND dead_at IS NULL
+				AND heartbeat_at < `+now+` - $2`, n.ID, silent.Milliseconds())
+			if err != nil {
+				return err
+			}
+			if died == 1 {
+				names = append(names, n.Name)
+				continue
+			}
+			// Else it would be believed for as long as the clock was set back.
+			if _, err := exec(ctx, q, `UPDATE nodes SET heartbeat_at = `+now+` WHERE id = $1 AND dead_at IS NULL
+				AND heartbeat_at > `+now+` + $2`, n.ID, ahead.Milliseconds()); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	return names, err
+}
+
+// freeAll has the update change the rows of table that the query finds, some at a time, and returns
+// how many there were.
+func (s *Store) freeAll(ctx context.Context, query, table, update string) (n int, err error) {
+	for {
+		held, err := all(ctx, s.read, scalar[any], query)
+		if err != nil || len(held) == 0 {
+			return n, err
+		}
+		var ids []any
+		err = s.tx(ctx, func(q querier) error {
+			// What its owner is about to change is left to the next look.
+			if ids, err = all(ctx, q, scalar[any], query+s.free(table)); err != nil || len(ids) == 0 {
+				return err
+			}
+			_, err := exec(ctx, q, update+` IN (`+in(1, len(ids))+`)`, ids...)
+			return err
+		})
+		n += len(ids)
+		if err != nil || len(ids) < len(held) {
+			return n, err
+		}
+	}
+}
+
+// A Node is one start of a server that works, or worked, on this database.
+type Node struct {
+	ID          string
+	Name        string
+	State       string
+	StartedAt   time.Time
+	HeartbeatAt time.Time // its last one; zero where a process has the database to itself
+	EndedAt     time.Time // zero: it has not
+	Held        int64     // segments
+}
+
+// States of a node. Silent is one that has sent no heartbeat for too long, and is about to be declared
+// dead.
+const (
+	Live   = "live"
+	Silent = "silent"
+	Left   = "left"
+	Dead   = "dead"
+)
+
+// Nodes lists the nodes that have not ended, and those that have if they are asked for, the latest
+// first.
+func (s *Store) Nodes(ctx context.Context, ended bool) ([]Node, error) {
+	var now int64
+	if err := s.read.QueryRowContext(ctx, `SELECT `+s.clock()).Scan(&now); err != nil {
+		return nil, err
+	}
+	which := `WHERE dead_at IS NULL`
+	if ended {
+		which = ``
+	}
+	return all(ctx, s.read, func(r row) (n Node, err error) {
+		err = r.Scan(&n.ID, &n.Name, at(&n.StartedAt), at(&n.HeartbeatAt), at(&n.EndedAt), &n.Held)
+		switch {
+		case !n.EndedAt.IsZero() && n.EndedAt.Equal(n.HeartbeatAt):
+			n.State = Left // see Leave
+		case !n.EndedAt.IsZero():
+			n.State = Dead
+		case !s.d.exclusive && time.UnixMilli(now).Sub(n.HeartbeatAt) > lease:
+			n.State = Silent
+		default:
+			n.State = Live
+		}
+		if s.d.exclusive {
+			n.HeartbeatAt = time.Time{}
+		}
+		return n, err
+	}, `SELECT id, name, started_at, heartbeat_at, dead_at, (SELECT count(*) FROM segments g
+			WHERE g.node_id = n.id AND g.sealed_at IS NULL AND g.token IS NOT NULL)
+		FROM nodes n `+which+` ORDER BY started_at DESC, id LIMIT 1000`)
 }

@@ -34,7 +34,7 @@ func (s *Store) Claim(ctx context.Context, node string, w batch.Work) (l *batch.
 				g.reasoning_tokens, g.total_tokens, g.deaths, g.seq, b.expires_at, b.ending, b.input_file_id
 			FROM segments g JOIN batches b ON b.id = g.batch_id
 			WHERE g.batch_id = $1 AND g.model = $2 AND g.endpoint = $3 AND g.sealed_at IS NULL AND g.token IS NULL
-			ORDER BY g.id LIMIT 1`+s.d.forUpdate, w.BatchID, w.Lane.Model, w.Lane.Endpoint).Scan(
+			ORDER BY g.id LIMIT 1`+s.free("g"), w.BatchID, w.Lane.Model, w.Lane.Endpoint).Scan(
 			&g.ID, &g.BatchID, &g.Project, &g.Lane.Model, &g.Lane.Endpoint, &g.Offset, &g.Length,
 			&g.FirstLine, &g.Total, &g.Tally.Completed, &g.Tally.Failed, &g.Tally.Usage.Input, &g.Tally.Usage.Cached,
 			&g.Tally.Usage.Output, &g.Tally.Usage.Reasoning, &g.Tally.Usage.Total, &g.Deaths, &c.Seq,
@@ -76,12 +76,8 @@ func (s *Store) Release(ctx context.Context, l batch.Lease) error {
 // claims whose reply was lost. Whoever claims calls it, so that no claim is under way. By tokens and
 // not by segments, since the stray may be of one that the node held before, and does not know it lost.
 func (s *Store) ReleaseStrays(ctx context.Context, node string, known []string) error {
-	args := []any{node}
-	for _, token := range known {
-		args = append(args, token)
-	}
 	_, err := s.change(ctx, `UPDATE segments SET token = NULL, node_id = NULL, seq = seq + 1
-		WHERE node_id = $1 AND sealed_at IS NULL AND token IS NOT NULL AND token NOT IN (`+in(2, len(known))+`)`, args...)
+		WHERE node_id = $1 AND sealed_at IS NULL AND token IS NOT NULL`+but("token", 2, len(known)), list(known, node)...)
 	return err
 }
 
@@ -170,12 +166,14 @@ func (s *Store) Seal(ctx context.Context, l batch.Lease, output, errs batch.Part
 		if _, err := exec(ctx, q, `DELETE FROM journal WHERE segment_id = $1`, l.ID); err != nil {
 			return err
 		}
-		// From the row and not from the lease: what counts is what was recorded.
-		if _, err := exec(ctx, q, `UPDATE batches SET completed = b.completed + g.completed, failed = b.failed + g.failed,
-				input_tokens = b.input_tokens + g.input_tokens, cached_tokens = b.cached_tokens + g.cached_tokens,
-				output_tokens = b.output_tokens + g.output_tokens, reasoning_tokens = b.reasoning_tokens + g.reasoning_tokens,
-				total_tokens = b.total_tokens + g.total_tokens, open_segments = b.open_segments - 1
-			FROM batches b JOIN segments g ON g.batch_id = b.id WHERE g.id = $1 AND batches.id = b.id`, l.ID); err != nil {
+		// From the row and not from the lease: what counts is what was recorded. And to the row that is
+		// being changed, not to a copy that is joined to it: of two seals at once, the second waits for
+		// the first and then has to see its sums.
+		if _, err := exec(ctx, q, `UPDATE batches SET completed = batches.completed + g.completed, failed = batches.failed + g.failed,
+				input_tokens = batches.input_tokens + g.input_tokens, cached_tokens = batches.cached_tokens + g.cached_tokens,
+				output_tokens = batches.output_tokens + g.output_tokens, reasoning_tokens = batches.reasoning_tokens + g.reasoning_tokens,
+				total_tokens = batches.total_tokens + g.total_tokens, open_segments = batches.open_segments - 1
+			FROM segments g WHERE g.id = $1 AND batches.id = g.batch_id`, l.ID); err != nil {
 			return err
 		}
 		if _, err := exec(ctx, q, `UPDATE batch_lanes SET open = open - 1 WHERE batch_id = $1 AND model = $2 AND endpoint = $3`,

@@ -19,6 +19,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strconv"
 	"syscall"
 	"time"
 
@@ -30,8 +31,7 @@ var migrations embed.FS
 
 // A Store is an open database. It is safe for concurrent use.
 type Store struct {
-	write *sql.DB // one connection on SQLite: writers queue here, not at the file
-	read  *sql.DB
+	pools // on SQLite one connection to write with: writers queue there, not at the file
 	d     dialect
 	now   func() time.Time
 	fault Fault
@@ -43,7 +43,10 @@ type Options struct {
 	// Guest opens a database that a server may have open at the same moment, for commands that
 	// look at it or create keys. A guest does not lock the folder and must not Join.
 	Guest bool
-	// Now is the clock. Zero: time.Now.
+	// Shared has several processes work on a folder as they do on PostgreSQL, for tests of what nodes
+	// do to each other: nothing is locked, and nodes are judged by their heartbeats.
+	Shared bool
+	// Now is the clock, also in place of the database's. Zero: time.Now.
 	Now func() time.Time
 	// Fault decides the fate of every write, for tests. Nil: they run undisturbed.
 	Fault Fault
@@ -58,11 +61,9 @@ func Open(ctx context.Context, dir string, o Options) (*Store, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("data folder: %w", err)
 	}
-	s := &Store{d: sqlite3Dialect, now: o.Now, fault: o.Fault}
-	if s.now == nil {
-		s.now = time.Now
-	}
-	if !o.Guest {
+	s := newStore(sqlite3Dialect, o)
+	s.d.exclusive = !o.Shared
+	if !o.Guest && !o.Shared {
 		var err error
 		if s.lock, err = lockFile(filepath.Join(dir, "lock"), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 			return nil, fmt.Errorf("data folder %s: %w", dir, err)
@@ -81,8 +82,38 @@ func Open(ctx context.Context, dir string, o Options) (*Store, error) {
 	return s, nil
 }
 
-func (s *Store) open(ctx context.Context, path string) (err error) {
-	if s.write, s.read, err = s.d.open(path); err != nil {
+// Connect opens the PostgreSQL database that dsn names (postgres://…), which any number of processes
+// may share, and brings its schema up to date.
+func Connect(ctx context.Context, dsn string, o Options) (*Store, error) {
+	s := newStore(postgresDialect, o)
+	if err := s.open(ctx, dsn); err != nil {
+		s.Close()
+		return nil, fmt.Errorf("database: %w", err)
+	}
+	return s, nil
+}
+
+func newStore(d dialect, o Options) *Store {
+	s := &Store{d: d, now: o.Now, fault: o.Fault}
+	if s.now == nil {
+		s.now = time.Now
+	} else {
+		s.d.clock = ""
+	}
+	return s
+}
+
+// clock returns SQL for the time in unix milliseconds by which nodes reckon each other's leases: the
+// database's, so that the clocks of nodes need not agree.
+func (s *Store) clock() string {
+	if s.d.clock == "" {
+		return strconv.FormatInt(s.now().UnixMilli(), 10)
+	}
+	return s.d.clock
+}
+
+func (s *Store) open(ctx context.Context, dsn string) (err error) {
+	if s.pools, err = s.d.open(dsn); err != nil {
 		return err
 	}
 	if err := s.d.check(ctx, s.write); err != nil {
@@ -92,13 +123,24 @@ func (s *Store) open(ctx context.Context, path string) (err error) {
 	if err != nil {
 		return err
 	}
-	p, err := goose.NewProvider(s.d.goose, s.write, dir, goose.WithDisableGlobalRegistry(true))
+	options := []goose.ProviderOption{goose.WithDisableGlobalRegistry(true)}
+	if s.d.migrating != nil {
+		lock, err := s.d.migrating()
+		if err != nil {
+			return err
+		}
+		options = append(options, lock)
+	}
+	p, err := goose.NewProvider(s.d.goose, s.slow, dir, options...)
 	if err != nil {
 		return err
 	}
 	current, target, err := p.GetVersions(ctx)
 	if err != nil {
 		return err
+	}
+	if current == target {
+		return nil
 	}
 	if current > target {
 		return fmt.Errorf("the schema has version %d, this offpeak knows %d: use the newer offpeak that wrote it", current, target)
@@ -109,16 +151,11 @@ func (s *Store) open(ctx context.Context, path string) (err error) {
 
 // Close closes the database and gives the folder free.
 func (s *Store) Close() error {
-	var errs []error
-	for _, db := range []*sql.DB{s.read, s.write} {
-		if db != nil {
-			errs = append(errs, db.Close())
-		}
-	}
+	err := s.pools.close()
 	if s.lock != nil {
-		errs = append(errs, s.lock.Close())
+		err = errors.Join(err, s.lock.Close())
 	}
-	return errors.Join(errs...)
+	return err
 }
 
 // Ping reports whether the database answers.

@@ -68,6 +68,19 @@ func TestSQLite(t *testing.T) {
 	})
 }
 
+// TestShared has nodes share a folder, as they do in tests of what they do to each other.
+func TestShared(t *testing.T) {
+	storetest.Run(t, func(t *testing.T) storetest.Database {
+		dir := t.TempDir()
+		return storetest.Database{
+			Open: func(o store.Options) (*store.Store, error) {
+				o.Shared = true
+				return store.Open(t.Context(), dir, o)
+			},
+		}
+	})
+}
+
 // open opens the folder, for as long as the test lasts or until it is closed.
 func open(t *testing.T, dir string, o store.Options) *store.Store {
 	t.Helper()

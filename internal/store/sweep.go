@@ -23,7 +23,7 @@ func (s *Store) Sweep(ctx context.Context) (more bool, err error) {
 		files, err = all(ctx, q, scalar[string], `SELECT id FROM files f WHERE deleted_at IS NOT NULL AND NOT EXISTS (
 				SELECT 1 FROM batches b WHERE b.input_file_id = f.id
 				AND b.status IN ('validating', 'in_progress', 'finalizing', 'cancelling'))
-			LIMIT $1`, most)
+			LIMIT $1`+s.free("f"), most)
 		if err != nil {
 			return err
 		}
@@ -39,16 +39,16 @@ func (s *Store) Sweep(ctx context.Context) (more bool, err error) {
 				return err
 			}
 			for _, key := range keys {
-				if err := unnameBlob(ctx, q, key); err != nil {
+				if err := s.unnameBlob(ctx, q, key); err != nil {
 					return err
 				}
 			}
 		}
-		if moreUploads, err = sweepUploads(ctx, q, now, most); err != nil {
+		if moreUploads, err = s.sweepUploads(ctx, q, now, most); err != nil {
 			return err
 		}
 		blobs, err = all(ctx, q, scalar[string], `SELECT key FROM blobs
-			WHERE pending = 1 AND created_at <= $1 AND deleted_at IS NULL LIMIT $2`, ms(now.Add(-PendingFor)), most)
+			WHERE pending = 1 AND created_at <= $1 AND deleted_at IS NULL LIMIT $2`+s.free("blobs"), ms(now.Add(-PendingFor)), most)
 		if err != nil {
 			return err
 		}
@@ -64,7 +64,11 @@ func (s *Store) Sweep(ctx context.Context) (more bool, err error) {
 
 // unnameBlob marks a blob pending, as one that nothing names any more, unless another file has it.
 // Sweep finds it then.
-func unnameBlob(ctx context.Context, q querier, key string) error {
+func (s *Store) unnameBlob(ctx context.Context, q querier, key string) error {
+	// Locked before it is asked: of two that take a name away at once, the second sees what the first did.
+	if _, err := all(ctx, q, scalar[string], `SELECT key FROM blobs WHERE key = $1`+s.d.forUpdate, key); err != nil {
+		return err
+	}
 	_, err := exec(ctx, q, `UPDATE blobs SET pending = 1 WHERE key = $1 AND NOT EXISTS (
 		SELECT 1 FROM file_parts WHERE blob_key = $1)`, key)
 	return err

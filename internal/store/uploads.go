@@ -168,7 +168,7 @@ func (s *Store) CancelUpload(ctx context.Context, project, id string) (u batch.U
 
 // sweepUploads notes which uploads have expired, drops parts that ended ones have left, most of
 // them at a time, and forgets what is long past. It reports whether there may be more.
-func sweepUploads(ctx context.Context, q querier, now time.Time, most int) (more bool, err error) {
+func (s *Store) sweepUploads(ctx context.Context, q querier, now time.Time, most int) (more bool, err error) {
 	if _, err := exec(ctx, q, `UPDATE uploads SET status = $2 WHERE status = 'pending' AND expires_at <= $1`,
 		ms(now), batch.UploadExpired); err != nil {
 		return false, err
@@ -177,7 +177,7 @@ func sweepUploads(ctx context.Context, q querier, now time.Time, most int) (more
 		err = r.Scan(&p.ID, &p.Key)
 		return p, err
 	}, `SELECT p.id, p.blob_key FROM upload_parts p JOIN uploads u ON u.id = p.upload_id
-		WHERE u.status <> 'pending' LIMIT $1`, most)
+		WHERE u.status <> 'pending' LIMIT $1`+s.free("p"), most)
 	if err != nil {
 		return false, err
 	}
@@ -185,7 +185,7 @@ func sweepUploads(ctx context.Context, q querier, now time.Time, most int) (more
 		if _, err := exec(ctx, q, `DELETE FROM upload_parts WHERE id = $1`, p.ID); err != nil {
 			return false, err
 		}
-		if err := unnameBlob(ctx, q, p.Key); err != nil {
+		if err := s.unnameBlob(ctx, q, p.Key); err != nil {
 			return false, err
 		}
 	}

@@ -1,0 +1,127 @@
+package bucket
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"time"
+
+	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
+	"github.com/aws/smithy-go"
+
+	"offpeak/internal/blob"
+)
+
+// errSlow is why a call that takes too long ends.
+var errSlow = errors.New("the storage does not answer in time")
+
+// try makes a call, each try of it within limit, and repeats it where that may help.
+func (b *Bucket) try(ctx context.Context, limit time.Duration, call func(ctx context.Context) error) error {
+	return b.repeat(ctx, func() error {
+		ctx, cancel := context.WithTimeoutCause(ctx, limit, errSlow)
+		defer cancel()
+		return cause(ctx, call(ctx))
+	})
+}
+
+// repeat makes a call a few times at most, until it succeeds or fails for good.
+func (b *Bucket) repeat(ctx context.Context, call func() error) error {
+	for n := 1; ; n++ {
+		err := call()
+		switch {
+		case err == nil:
+			return nil
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case n == b.patience.tries || isFinal(err):
+			return err
+		}
+		// At least half of it, so that the tries outlast what passes in a second.
+		pause := b.patience.pause << (n - 1)
+		if err := sleep(ctx, pause/2+rand.N(pause)); err != nil {
+			return err
+		}
+	}
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	select {
+	case <-time.After(d):
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// cause says of a call that failed since ctx ended why it did.
+func cause(ctx context.Context, err error) error {
+	if err != nil && ctx.Err() != nil && !errors.Is(err, context.Cause(ctx)) {
+		return fmt.Errorf("%w: %w", context.Cause(ctx), err)
+	}
+	return err
+}
+
+// seen repeats a call that does not find its blob. Whoever asks for one was told that it is there.
+func seen[T any](ctx context.Context, p patience, call func() (T, error)) (T, error) {
+	deadline := time.Now().Add(p.unseen)
+	for pause := p.unseen / 32; ; pause *= 2 {
+		v, err := call()
+		if !errors.Is(err, blob.ErrNotFound) || time.Now().Add(pause).After(deadline) {
+			return v, err
+		}
+		if err := sleep(ctx, pause); err != nil {
+			return v, err
+		}
+	}
+}
+
+// isFinal reports whether a call would fail again, whatever the weather: the storage has understood
+// and refuses.
+func isFinal(err error) bool {
+	if e, ok := errors.AsType[smithy.APIError](err); ok {
+		switch e.ErrorCode() {
+		case "RequestTimeout", "SlowDown", "ConditionalRequestConflict", "OperationAborted", "RequestTimeTooSkewed", "ExpiredToken":
+			return false
+		}
+	}
+	status := statusOf(err)
+	return status >= 300 && status < 500 && status != http.StatusRequestTimeout && status != http.StatusTooManyRequests
+}
+
+// statusOf returns the status of the answer that err stands for; 0 if there was none.
+func statusOf(err error) int {
+	if e, ok := errors.AsType[*awshttp.ResponseError](err); ok {
+		return e.HTTPStatusCode()
+	}
+	return 0
+}
+
+// codeOf returns the storage's own name for an error; empty if it gave none.
+func codeOf(err error) string {
+	if e, ok := errors.AsType[smithy.APIError](err); ok {
+		return e.ErrorCode()
+	}
+	return ""
+}
+
+// isNotFound reports whether an object, or a multipart upload, is not there. An answer to HEAD has
+// no body to tell why.
+func isNotFound(err error) bool {
+	return statusOf(err) == http.StatusNotFound && codeOf(err) != "NoSuchBucket"
+}
+
+// isBeyond reports whether a range begins behind the end of its object, which is there.
+func isBeyond(err error) bool { return statusOf(err) == http.StatusRequestedRangeNotSatisfiable }
+
+// isTaken reports whether there is an object under the name already.
+func isTaken(err error) bool { return statusOf(err) == http.StatusPreconditionFailed }
+
+// notFound marks the error for an object that is not there as blob.ErrNotFound.
+func notFound(err error) error {
+	if isNotFound(err) {
+		return fmt.Errorf("%w: %w", blob.ErrNotFound, err)
+	}
+	return err
+}

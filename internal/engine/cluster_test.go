@@ -1,0 +1,399 @@
+package engine_test
+
+import (
+	"fmt"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"offpeak/internal/batch"
+	"offpeak/internal/engine"
+	"offpeak/internal/sim"
+	"offpeak/internal/store"
+	"offpeak/internal/upstream"
+)
+
+// A member is a node of several, with an upstream that is its alone, so that it can be seen what it
+// sends.
+type member struct {
+	*process
+	*faults
+	up   *up
+	away atomic.Bool // nothing that it asks of the store has an effect
+}
+
+// cluster runs a test on a bench that nodes share, each with its own upstream.
+func cluster(t *testing.T, nodes int, c sim.Config, slots int, f func(b *bench, m []*member)) {
+	t.Helper()
+	bubble(t, func(b *bench) {
+		b.shared = true
+		b.reopen()
+		members := make([]*member, nodes)
+		for i := range members {
+			members[i] = &member{up: b.upstream(c, upstream.Config{MaxInFlight: slots, Models: []string{"m"}})}
+		}
+		for i, m := range members {
+			m.join(b, fmt.Sprint("node ", i))
+		}
+		f(b, members)
+	})
+}
+
+// join starts the member's process.
+func (m *member) join(b *bench, name string) {
+	b.Helper()
+	m.faults = newFaults(func(string, int, int) fate {
+		if m.away.Load() {
+			return lost
+		}
+		return done
+	})
+	m.process = b.start(m.in, small(20), func(c *engine.Config) {
+		c.Node, c.Upstreams = name, upstream.NewPool(m.up.Upstream)
+		*c = c.WithPoll(250 * time.Millisecond)
+	})
+}
+
+// kill ends the member's process as kill -9 does.
+func (m *member) kill() {
+	m.die()
+	m.process.stop()
+	m.process.abort()
+	<-m.process.ended
+}
+
+// die is ambiguous between the two that a member is made of.
+func (m *member) die() { m.faults.die() }
+
+// nodes returns the nodes in the given state, by name.
+func (b *bench) nodes(state string) map[string]store.Node {
+	b.Helper()
+	all, err := b.store.Nodes(b.Context(), true)
+	if err != nil {
+		b.Fatal(err)
+	}
+	out := map[string]store.Node{}
+	for _, n := range all {
+		if n.State == state {
+			out[n.Name] = n
+		}
+	}
+	return out
+}
+
+func drainAll(members []*member) {
+	for _, m := range members {
+		m.process.drain()
+	}
+}
+
+// sent is how often the requests of the input were sent, all together.
+func (b *bench) sent(input []byte) (n int) {
+	b.Helper()
+	var parser batch.Parser
+	for l := range batch.SplitLines(input, 1) {
+		req, err := parser.Request(l)
+		if err != nil {
+			b.Fatal(err)
+		}
+		n += b.calls(req.Body)
+	}
+	return n
+}
+
+// TestNodeLoss kills a node in the middle of its work, again and again. Others go on with what it had
+// within 20 s, and only what it had in flight is sent again.
+func TestNodeLoss(t *testing.T) {
+	cluster(t, 3, sim.Config{Timing: sim.Timing{Latency: 2 * time.Second, Jitter: 0.5}}, 4, func(b *bench, m []*member) {
+		text := chat(2000)
+		id := b.run(text)
+		time.Sleep(40 * time.Second)
+		for i := range 6 {
+			victim := m[i%3]
+			name := fmt.Sprint("node ", i%3)
+			held := b.nodes("live")[name].Held
+			if held == 0 {
+				b.Fatalf("%s holds nothing", name)
+			}
+			victim.kill()
+			killed := time.Now()
+			for b.nodes("dead")[name].Held > 0 || b.nodes("live")[name].ID != "" || b.nodes("silent")[name].ID != "" {
+				if time.Since(killed) > time.Minute {
+					b.Fatalf("%s is not taken for dead", name)
+				}
+				time.Sleep(100 * time.Millisecond)
+			}
+			took := time.Since(killed)
+			b.Logf("%s held %d segments, free after %v", name, held, took)
+			if took > 19*time.Second || took < 10*time.Second {
+				b.Errorf("what %s held was free after %v, want soon after 15 s", name, took)
+			}
+			b.examine()
+			victim.join(b, name)
+			time.Sleep(10 * time.Second)
+		}
+		b.want(b.ends(id), batch.Completed, 2000, 2000, 0)
+		// Four in flight, as many answered and not recorded.
+		if n := b.sent(text) - 2000; n > 6*8 {
+			b.Errorf("%d requests were sent again after 6 deaths, want %d at most", n, 6*8)
+		}
+		drainAll(m)
+	})
+}
+
+// TestLastNodeLoss kills all nodes but one that joins at that moment. It need not have known them.
+func TestLastNodeLoss(t *testing.T) {
+	cluster(t, 2, sim.Config{Timing: sim.Timing{Latency: 2 * time.Second}}, 8, func(b *bench, m []*member) {
+		text := chat(200)
+		id := b.run(text)
+		time.Sleep(7 * time.Second)
+		m[0].kill()
+		m[1].kill()
+		before := b.sent(text)
+		m[0].join(b, "next")
+		for start := time.Now(); b.nodes("dead")["node 0"].ID == "" || b.sent(text) == before; time.Sleep(100 * time.Millisecond) {
+			if time.Since(start) > 20*time.Second {
+				b.Fatalf("after %v nothing of what dead nodes held is sent", time.Since(start))
+			}
+		}
+		b.want(b.ends(id), batch.Completed, 200, 200, 0)
+		m[0].process.drain()
+	})
+}
+
+// TestNodeCutOff cuts a node off from the database for a minute. It sends nothing any more before
+// others take what it held, joins anew once it can, and its answers count as far as they were
+// recorded before.
+func TestNodeCutOff(t *testing.T) {
+	cluster(t, 2, sim.Config{Timing: sim.Timing{Latency: 2 * time.Second}}, 4, func(b *bench, m []*member) {
+		text := chat(1000)
+		id := b.run(text)
+		time.Sleep(30 * time.Second)
+		m[0].away.Store(true)
+		cut := time.Now()
+		last, at := m[0].up.Calls().Calls, cut
+		for time.Since(cut) < time.Minute {
+			time.Sleep(100 * time.Millisecond)
+			if n := m[0].up.Calls().Calls; n != last {
+				last, at = n, time.Now()
+			}
+			if b.nodes("dead")["node 0"].ID != "" && time.Since(at) < time.Second {
+				b.Fatalf("%v after it was cut off, the node still sends, and is taken for dead", time.Since(cut))
+			}
+		}
+		if after := at.Sub(cut); after > 14*time.Second {
+			b.Errorf("the node sent its last request %v after it was cut off", after)
+		}
+		if b.nodes("dead")["node 0"].ID == "" {
+			b.Error("the node is not taken for dead")
+		}
+		m[0].away.Store(false)
+		time.Sleep(10 * time.Second)
+		if b.nodes("live")["node 0"].ID == "" {
+			b.Error("the node has not joined anew")
+		}
+		if n := m[0].up.Calls().Calls; n == last {
+			b.Error("the node sends nothing after it has joined anew")
+		}
+		b.want(b.ends(id), batch.Completed, 1000, 1000, 0)
+		if n := b.sent(text) - 1000; n > 4+4+60 { // what it held in memory meanwhile is little, as it stopped
+			b.Errorf("%d requests were sent again", n)
+		}
+		drainAll(m)
+	})
+}
+
+// TestDatabaseAway takes the database from all nodes for a minute. Nobody is taken for dead and no call
+// is made twice.
+func TestDatabaseAway(t *testing.T) {
+	for _, away := range []time.Duration{3 * time.Second, 17 * time.Second, time.Minute} {
+		t.Run(away.String(), func(t *testing.T) {
+			cluster(t, 3, sim.Config{Timing: sim.Timing{Latency: 20 * time.Second, Jitter: 0.5}}, 8, func(b *bench, m []*member) {
+				text := chat(500)
+				id := b.run(text)
+				time.Sleep(30 * time.Second)
+				for range 4 {
+					before := b.nodes("live")
+					for i, n := range m {
+						time.AfterFunc(time.Duration(i)*700*time.Millisecond, func() { n.away.Store(true) })
+					}
+					time.Sleep(away)
+					for i, n := range m {
+						time.AfterFunc(time.Duration(i)*700*time.Millisecond, func() { n.away.Store(false) })
+					}
+					time.Sleep(25 * time.Second)
+					for name, n := range b.nodes("live") {
+						if before[name].ID != n.ID {
+							b.Errorf("%s was taken for dead", name)
+						}
+					}
+				}
+				b.want(b.ends(id), batch.Completed, 500, 500, 0)
+				b.wantCalls(text, 1)
+				drainAll(m)
+			})
+		})
+	}
+}
+
+// TestClockOfDatabase sets the clock of the database, by which nodes judge each other. Nobody dies of
+// it, and who dies is missed soon.
+func TestClockOfDatabase(t *testing.T) {
+	for _, step := range []time.Duration{time.Hour, -time.Hour, 16 * time.Second, -5 * time.Second} {
+		t.Run(step.String(), func(t *testing.T) {
+			cluster(t, 3, sim.Config{Timing: sim.Timing{Latency: time.Second}}, 4, func(b *bench, m []*member) {
+				text := chat(600)
+				id := b.create(b.upload(text), 24*time.Hour)
+				time.Sleep(22300 * time.Millisecond)
+				before := b.nodes("live")
+				b.ahead.Add(int64(step))
+				for range 30 {
+					time.Sleep(time.Second)
+					for name, n := range b.nodes("live") {
+						if before[name].ID != n.ID {
+							b.Fatalf("%s was taken for dead", name)
+						}
+					}
+				}
+				if len(b.nodes("live")) != 3 {
+					b.Errorf("%d nodes live", len(b.nodes("live")))
+				}
+				m[2].kill()
+				time.Sleep(20 * time.Second)
+				if b.nodes("dead")["node 2"].ID == "" {
+					b.Error("a node that died after the step is not missed")
+				}
+				b.want(b.ends(id), batch.Completed, 600, 600, 0)
+				drainAll(m[:2])
+			})
+		})
+	}
+}
+
+// TestTakenForDead declares nodes dead that live. They notice with their next heartbeat, give up what
+// is not theirs any more and join anew.
+func TestTakenForDead(t *testing.T) {
+	cluster(t, 2, sim.Config{Timing: sim.Timing{Latency: 3 * time.Second}}, 8, func(b *bench, m []*member) {
+		text := chat(400)
+		id := b.run(text)
+		waiting := b.upload(chat(10))
+		time.Sleep(10 * time.Second)
+		judge, err := b.store.Join(b.Context(), "judge")
+		if err != nil {
+			b.Fatal(err)
+		}
+		for range 3 {
+			before := b.nodes("live")
+			time.Sleep(1300 * time.Millisecond) // not just when they send heartbeats
+			if _, err := b.store.Heartbeat(b.Context(), judge); err != nil {
+				b.Fatal(err)
+			}
+			if _, err := b.store.Bury(b.Context(), judge, time.Millisecond); err != nil {
+				b.Fatal(err)
+			}
+			b.examine()
+			time.Sleep(8 * time.Second)
+			for name, n := range b.nodes("live") {
+				if name != "judge" && (before[name].ID == n.ID || n.Held == 0) {
+					b.Errorf("%s was declared dead, and is %+v", name, n)
+				}
+			}
+			if n := len(b.nodes("live")); n != 3 {
+				b.Errorf("%d nodes live", n)
+			}
+			b.examine()
+		}
+		other := b.create(waiting, time.Hour)
+		b.want(b.ends(id), batch.Completed, 400, 400, 0)
+		b.want(b.ends(other), batch.Completed, 10, 10, 0)
+		drainAll(m)
+	})
+}
+
+// TestNodeLeaves drains a node. The others need not wait for what it held, and nobody died.
+func TestNodeLeaves(t *testing.T) {
+	cluster(t, 2, sim.Config{Timing: sim.Timing{Latency: time.Second}}, 4, func(b *bench, m []*member) {
+		text := chat(300)
+		id := b.run(text)
+		time.Sleep(10 * time.Second)
+		m[0].process.drain()
+		if n := b.nodes("left")["node 0"]; n.ID == "" || n.Held > 0 {
+			b.Errorf("who has drained is %+v", n)
+		}
+		if dead := query[int64](b, "SELECT count(*) FROM segments WHERE deaths > 0")[0]; dead > 0 {
+			b.Errorf("%d segments have seen a death", dead)
+		}
+		b.want(b.ends(id), batch.Completed, 300, 300, 0)
+		b.wantCalls(text, 1)
+		m[1].process.drain()
+	})
+}
+
+// TestWorkSpreads runs small batches and wants all nodes to take their part, from the beginning to the
+// end.
+func TestWorkSpreads(t *testing.T) {
+	for _, test := range []struct{ nodes, slots, requests int }{
+		{2, 16, 200}, {3, 16, 200}, {3, 64, 200}, {3, 8, 100}, {4, 32, 1000}, {2, 4, 16},
+	} {
+		t.Run(fmt.Sprintf("%d requests at %d times %d", test.requests, test.nodes, test.slots), func(t *testing.T) {
+			const each = 10 * time.Second
+			cluster(t, test.nodes, sim.Config{Timing: sim.Timing{Latency: each}}, test.slots, func(b *bench, m []*member) {
+				time.Sleep(6 * time.Second) // now they know of each other
+				start := time.Now()
+				text := chat(test.requests)
+				b.want(b.ends(b.run(text)), batch.Completed, int64(test.requests), int64(test.requests), 0)
+				took := time.Since(start)
+				rounds := (test.requests + test.nodes*test.slots - 1) / (test.nodes * test.slots)
+				t.Logf("%v, %d rounds of %v", took, rounds, each)
+				if most := time.Duration(rounds)*each + each + 2*time.Second; took > most {
+					t.Errorf("it took %v, want %v at most", took, most)
+				}
+				b.wantCalls(text, 1)
+				for i, n := range m {
+					calls := n.up.Calls().Calls
+					t.Logf("node %d sent %d", i, calls)
+					if least := test.requests / test.nodes / 3; int(calls) < least {
+						t.Errorf("node %d sent %d of %d requests, want %d at least", i, calls, test.requests, least)
+					}
+				}
+				drainAll(m)
+			})
+		})
+	}
+}
+
+// TestUpstreamAwayFromOneNode cuts one node off from its upstream. The others do its work before
+// long, and it does its part again when the upstream is back.
+func TestUpstreamAwayFromOneNode(t *testing.T) {
+	for _, how := range []string{"refused", "throttled"} {
+		t.Run(how, func(t *testing.T) {
+			cluster(t, 2, sim.Config{Timing: sim.Timing{Latency: time.Second}}, 8, func(b *bench, m []*member) {
+				text := chat(400)
+				id := b.run(text)
+				time.Sleep(5 * time.Second)
+				back := func() { m[0].up.away.Store(false) }
+				if how == "refused" {
+					m[0].up.away.Store(true)
+				} else {
+					back = m[0].up.refuse(429)
+				}
+				start := time.Now()
+				b.want(b.ends(id), batch.Completed, 400, 400, 0)
+				if took := time.Since(start); took > 100*time.Second {
+					b.Errorf("with one of two upstreams away, the batch took %v", took)
+				}
+				if dead := query[int64](b, "SELECT count(*) FROM nodes WHERE dead_at IS NOT NULL")[0]; dead > 0 {
+					b.Errorf("%d nodes were taken for dead", dead)
+				}
+				back()
+				time.Sleep(time.Minute)
+				before := m[0].up.Calls().Calls
+				b.want(b.ends(b.run(chat(200))), batch.Completed, 200, 200, 0)
+				if n := m[0].up.Calls().Calls - before; n < 50 {
+					b.Errorf("once its upstream is back, the node sends %d of 200", n)
+				}
+				drainAll(m)
+			})
+		})
+	}
+}

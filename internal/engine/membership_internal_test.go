@@ -1,0 +1,127 @@
+package engine
+
+import (
+	"context"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"offpeak/internal/batch"
+	"offpeak/internal/upstream"
+)
+
+// at is an instant by the wall clock and the monotonic clock of a machine.
+func at(wall, mono time.Duration) instant { return instant{1_000_000*time.Hour + wall, mono} }
+
+// TestLeaseEndsByEitherClock has the lease end with whichever clock comes to its end first: a
+// machine that was suspended shows it on the wall clock alone, and one whose wall clock was set back on
+// the monotonic clock alone.
+func TestLeaseEndsByEitherClock(t *testing.T) {
+	end := at(0, 0).add(13 * time.Second)
+	for _, test := range []struct {
+		name       string
+		wall, mono time.Duration
+		want       bool
+	}{
+		{"at once", 0, 0, true},
+		{"in time", 12999 * time.Millisecond, 12999 * time.Millisecond, true},
+		{"over", 13 * time.Second, 13 * time.Second, false},
+		{"suspended for an hour", time.Hour, time.Second, false},
+		{"wall clock set ahead", 14 * time.Second, time.Second, false},
+		{"wall clock set back", -time.Hour, 12 * time.Second, true},
+		{"wall clock set back, and over", -time.Hour, 13 * time.Second, false},
+	} {
+		if got := at(test.wall, test.mono).before(end); got != test.want {
+			t.Errorf("%s: the lease holds: %v, want %v", test.name, got, test.want)
+		}
+	}
+}
+
+// TestMayJudge lets a node judge others only when its own heartbeats have come through for as long as
+// one lasts, by both of its clocks and that of the database.
+func TestMayJudge(t *testing.T) {
+	type beat struct{ wall, mono, database time.Duration } // since the beginning
+	even := func(from, to time.Duration) (beats []beat) {
+		for d := from; d <= to; d += 5 * time.Second {
+			beats = append(beats, beat{d, d, d})
+		}
+		return beats
+	}
+	const s = time.Second
+	for _, test := range []struct {
+		name   string
+		beats  []beat
+		failed int           // of the beats, the one that fails
+		after  time.Duration // the last, it is asked
+		want   bool
+	}{
+		{"too soon", even(0, 10*s), -1, 4 * s, false},
+		{"long enough", even(0, 15*s), -1, 0, true},
+		{"a second later", even(0, 15*s), -1, s, true},
+		{"no answer to the last", even(0, 30*s), -1, 7 * s, false},
+		{"one failed", even(0, 25*s), 3, 0, false},
+		{"one failed long ago", even(0, 40*s), 3, 0, true},
+		{"the last one failed", even(0, 40*s), 8, 0, false},
+		{"one is missing", append(even(0, 20*s), even(31*s, 41*s)...), -1, 0, false},
+		{"suspended", append(even(0, 20*s), beat{time.Hour, 25 * s, time.Hour}), -1, 0, false},
+		{"wall clock set back", append(even(0, 20*s), beat{-time.Hour, 25 * s, 25 * s}), -1, 0, false},
+		{"the database's clock set ahead", append(even(0, 20*s), beat{25 * s, 25 * s, time.Hour}), -1, 0, false},
+		{"the database's clock set back", append(even(0, 20*s), beat{25 * s, 25 * s, -time.Hour}), -1, 0, false},
+		{"the database's clock is an hour ahead of ours", func() (beats []beat) {
+			for _, b := range even(0, 20*s) {
+				beats = append(beats, beat{b.wall, b.mono, b.database + time.Hour})
+			}
+			return beats
+		}(), -1, 0, true},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			m := newMembership()
+			m.become("node")
+			var last instant
+			for i, b := range test.beats {
+				last = at(b.wall, b.mono)
+				if i == test.failed {
+					m.failing = true
+					continue
+				}
+				m.note("node", last, last, batch.Heartbeat{Lasts: 15 * s, At: time.UnixMilli(0).Add(b.database)})
+			}
+			if _, silent, ok := m.mayJudge(last.add(test.after)); ok != test.want || ok && silent != 15*s {
+				t.Errorf("mayJudge() = %v after %v, want %v", ok, silent, test.want)
+			}
+		})
+	}
+}
+
+// TestAwaitLease has a worker that is about to send wait for the lease, and no longer than its call may
+// take.
+func TestAwaitLease(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		e := New(Config{Upstreams: upstream.NewPool()})
+		e.member.become("node")
+		ctx, cancel := context.WithCancel(t.Context())
+		waited := 0
+		wait := func() { e.awaitLease(ctx); waited++ }
+		go wait()
+		synctest.Wait()
+		if waited != 0 {
+			t.Fatal("it does not wait")
+		}
+		e.renew("node", e.instant(time.Now()), batch.Heartbeat{Lasts: 15 * time.Second})
+		synctest.Wait()
+		if waited != 1 {
+			t.Fatal("it waits, though the lease is there")
+		}
+		time.Sleep(13 * time.Second)
+		go wait()
+		synctest.Wait()
+		if waited != 1 {
+			t.Fatal("it does not wait, though the lease has ended")
+		}
+		cancel()
+		synctest.Wait()
+		if waited != 2 {
+			t.Fatal("it waits, though its call has ended")
+		}
+	})
+}

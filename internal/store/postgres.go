@@ -1,0 +1,274 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"errors"
+	"fmt"
+	"net"
+	"strconv"
+	"syscall"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/stdlib"
+	"github.com/pressly/goose/v3"
+	"github.com/pressly/goose/v3/lock"
+	"golang.org/x/sys/unix"
+)
+
+var postgresDialect = dialect{
+	name: "postgres", goose: goose.DialectPostgres,
+	open: openPostgres, check: checkPostgres, retryable: conflict,
+	forUpdate: " FOR UPDATE", skipLocked: " SKIP LOCKED",
+	clock: "(extract(epoch FROM clock_timestamp()) * 1000)::bigint",
+	// A lock in a table, since one of a session does not hold behind a pooler of transactions.
+	migrating: func() (goose.ProviderOption, error) {
+		l, err := lock.NewPostgresTableLocker(lock.WithTableLockTimeout(500*time.Millisecond, 600))
+		return goose.WithLocker(l), err
+	},
+}
+
+// limits are how long things may take.
+type limits struct {
+	// statement is for one of them. A primary that has vanished says nothing at all, so this is how
+	// soon it is noticed.
+	statement time.Duration
+	// idle is for a client between two statements of a transaction: the locks of one that has vanished
+	// are given free before others lose their patience.
+	idle time.Duration
+	// connect is for each host of a DSN to let us in, if the DSN does not say.
+	connect time.Duration
+}
+
+var patient = limits{statement: 8 * time.Second, idle: 4 * time.Second, connect: 3 * time.Second}
+
+// begin begins a transaction that writes. Its limits are set here and not for the session, which
+// behind a pooler is not ours; and they come back with the answer to BEGIN.
+func (l limits) begin() string {
+	return fmt.Sprintf("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL statement_timeout = %d; "+
+		"SET LOCAL idle_in_transaction_session_timeout = %d", l.statement.Milliseconds(), l.idle.Milliseconds())
+}
+
+func openPostgres(dsn string) (pools, error) {
+	return openLimited(dsn, patient, func(c driver.Connector) driver.Connector { return c })
+}
+
+// openLimited is openPostgres with what a test changes about it.
+func openLimited(dsn string, l limits, wrap func(driver.Connector) driver.Connector) (p pools, err error) {
+	c, err := pgx.ParseConfig(dsn)
+	if err != nil {
+		return pools{}, err
+	}
+	// Nothing is prepared, since behind a pooler of transactions the next one may come to a server
+	// that does not know of it. Who has no pooler may say otherwise in the DSN.
+	if c.DefaultQueryExecMode == pgx.QueryExecModeCacheStatement {
+		c.DefaultQueryExecMode = pgx.QueryExecModeExec
+	}
+	if c.ConnectTimeout == 0 {
+		c.ConnectTimeout = l.connect
+	}
+	// Of several hosts the one that takes writes, and of one host none that has become a standby.
+	if c.ValidateConnect == nil {
+		c.ValidateConnect = pgconn.ValidateConnectTargetSessionAttrsReadWrite
+	}
+	c.DialFunc = dial
+	pool := func(n int, l limits) *sql.DB {
+		db := sql.OpenDB(wrap(connector{stdlib.GetConnector(*c), l}))
+		db.SetMaxOpenConns(n)
+		db.SetMaxIdleConns(n)
+		db.SetConnMaxIdleTime(5 * time.Minute)
+		db.SetConnMaxLifetime(30 * time.Minute) // a pooler or a balancer may send us elsewhere
+		return db
+	}
+	p = pools{write: pool(8, l), read: pool(4, l), beat: pool(1, l), slow: pool(3, limits{})}
+	p.slow.SetMaxIdleConns(1) // a migration takes three, and comes once
+	return p, nil
+}
+
+// dial connects so that a host which vanishes is noticed: while it owes an answer, and while it owes
+// the acknowledgement of what was sent.
+func dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	d := net.Dialer{KeepAliveConfig: net.KeepAliveConfig{
+		Enable: true, Idle: 3 * time.Second, Interval: time.Second, Count: 4,
+	}}
+	d.Control = func(network, _ string, c syscall.RawConn) error {
+		if network == "unix" {
+			return nil
+		}
+		var err error
+		if e := c.Control(func(fd uintptr) {
+			err = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(patient.statement.Milliseconds()))
+		}); e != nil {
+			return e
+		}
+		return err
+	}
+	return d.DialContext(ctx, network, addr)
+}
+
+// A setting is one of the server's that decides if it can be trusted with what is committed.
+type setting struct {
+	name string
+	good func(string) bool
+	want string
+}
+
+var settings = []setting{
+	{"server_version_num", func(v string) bool { n, err := strconv.Atoi(v); return err != nil || n >= 130000 },
+		"PostgreSQL 13 or newer is needed"},
+	{"server_encoding", func(v string) bool { return v == "UTF8" },
+		"make the database with ENCODING 'UTF8'"},
+	{"fsync", func(v string) bool { return v == "on" },
+		"what is acknowledged would not survive a crash: set it to on"},
+	{"synchronous_commit", func(v string) bool { return v != "off" },
+		"what is acknowledged would not be on the disk: set it to on, or at least to local, also with ALTER ROLE and ALTER DATABASE"},
+}
+
+// checkPostgres refuses servers that do not keep what they acknowledge.
+func checkPostgres(ctx context.Context, db *sql.DB) error {
+	for _, s := range settings {
+		var v string
+		if err := db.QueryRowContext(ctx, "SHOW "+s.name).Scan(&v); err != nil {
+			return err
+		}
+		if !s.good(v) {
+			return fmt.Errorf("%s is %s on this server: %s", s.name, v, s.want)
+		}
+	}
+	return nil
+}
+
+// conflict reports whether a transaction failed only because of others, or before anything was sent,
+// and may run again.
+func conflict(err error) bool {
+	if e, ok := errors.AsType[*pgconn.PgError](err); ok {
+		return e.Code == "40001" || e.Code == "40P01" // serialization failure, deadlock
+	}
+	return pgconn.SafeToRetry(err)
+}
+
+// A connector makes connections that lose their patience.
+type connector struct {
+	driver.Connector
+	limits limits
+}
+
+func (c connector) Connect(ctx context.Context) (driver.Conn, error) {
+	got, err := c.Connector.Connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &conn{Conn: got.(*stdlib.Conn), limits: c.limits}, nil
+}
+
+// A conn gives up a statement that takes too long: it closes, and the outcome of the statement is
+// unknown.
+type conn struct {
+	*stdlib.Conn
+	limits limits
+	inTx   bool
+}
+
+func (c *conn) bound(ctx context.Context) (context.Context, context.CancelFunc) {
+	if c.limits.statement == 0 {
+		return ctx, func() {}
+	}
+	return context.WithTimeoutCause(ctx, c.limits.statement, errSilent)
+}
+
+var errSilent = errors.New("no answer from PostgreSQL in time")
+
+// explain tells a silent server from a caller that has gone, and closes a connection to a server
+// that takes no writes any more: it has become a standby, and the next connection finds the primary.
+func (c *conn) explain(ctx context.Context, err error) error {
+	if e, ok := errors.AsType[*pgconn.PgError](err); ok && e.Code == "25006" {
+		c.Conn.Close()
+	}
+	if err != nil && context.Cause(ctx) == errSilent {
+		return fmt.Errorf("%w: %w", errSilent, err)
+	}
+	return err
+}
+
+// again is explain for what changes nothing: where the server has closed the connection, which one
+// that was idle often learns only now, it is tried on another.
+func (c *conn) again(ctx context.Context, err error) error {
+	err = c.explain(ctx, err)
+	if err != nil && !c.inTx && c.limits != (limits{}) && c.Conn.Conn().IsClosed() && ctx.Err() == nil {
+		return driver.ErrBadConn
+	}
+	return err
+}
+
+func (c *conn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
+	ctx, cancel := c.bound(ctx)
+	defer cancel()
+	r, err := c.Conn.ExecContext(ctx, query, args)
+	return r, c.explain(ctx, err)
+}
+
+func (c *conn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
+	ctx, cancel := c.bound(ctx)
+	r, err := c.Conn.QueryContext(ctx, query, args)
+	if err != nil {
+		defer cancel()
+		return nil, c.again(ctx, err)
+	}
+	return rows{r, cancel}, nil
+}
+
+// rows are read within the patience of their statement.
+type rows struct {
+	driver.Rows
+	cancel context.CancelFunc
+}
+
+func (r rows) Close() error {
+	defer r.cancel()
+	return r.Rows.Close()
+}
+
+// ResetSession looks whether a connection that was idle still answers.
+func (c *conn) ResetSession(ctx context.Context) error {
+	ctx, cancel := c.bound(ctx)
+	defer cancel()
+	return c.Conn.ResetSession(ctx)
+}
+
+// BeginTx begins a transaction that writes, with its limits; where there are none, any.
+func (c *conn) BeginTx(ctx context.Context, o driver.TxOptions) (driver.Tx, error) {
+	if c.limits == (limits{}) {
+		return c.Conn.BeginTx(ctx, o)
+	}
+	bounded, cancel := c.bound(ctx)
+	defer cancel()
+	t, err := c.Conn.Conn().BeginTx(bounded, pgx.TxOptions{BeginQuery: c.limits.begin()})
+	if err != nil {
+		return nil, c.again(bounded, err)
+	}
+	c.inTx = true
+	return tx{t, c, ctx}, nil
+}
+
+type tx struct {
+	pgx.Tx
+	c   *conn
+	ctx context.Context // driver.Tx gives none to its methods
+}
+
+func (t tx) Commit() error {
+	ctx, cancel := t.c.bound(t.ctx)
+	defer cancel()
+	t.c.inTx = false
+	return t.c.explain(ctx, t.Tx.Commit(ctx))
+}
+
+func (t tx) Rollback() error {
+	ctx, cancel := t.c.bound(context.WithoutCancel(t.ctx))
+	defer cancel()
+	t.c.inTx = false
+	return t.c.explain(ctx, t.Tx.Rollback(ctx))
+}
