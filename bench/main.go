@@ -49,6 +49,7 @@ func rows() []row {
 		{"embeddings", "answers of 3,072 floats, beside a bare loop", embeddings},
 		{"growth", "what a request costs as batches grow", growth},
 		{"databases", "SQLite and PostgreSQL", databases},
+		{"cluster", "1, 2 and 3 nodes on PostgreSQL and S3, and what they cost the database", cluster},
 		{"binary", "its size, and from its start to ready", binary},
 		{"scheduling", "how full upstreams are kept, in simulated time: a table of its own", scheduling},
 		{"auto", "the limit that is found beside limits that are given, in real time; not by default", auto},
