@@ -82,6 +82,9 @@ func (e *Engine) take(s *site) *call {
 		if at := s.gate.Next(now); !at.IsZero() && s.hasWork() {
 			e.ringAt(at)
 		}
+		if s.shared() && s.allowed() <= 0 && s.hasWork() {
+			e.askMore(s)
+		}
 		return nil
 	}
 	if s.pending != nil && s.gate.InFlight() > 0 {
@@ -98,10 +101,12 @@ func (e *Engine) take(s *site) *call {
 		return nil
 	}
 	tokens := int64(0)
-	if s.up.Limits().TokensPerMinute > 0 {
+	if s.tokens.Limit() > 0 {
 		tokens = q.share.lane.tokens.estimate(next.requests[next.i].Body)
 	}
+	s.allowance.needs = tokens
 	if wait, _ := s.limited(tokens, now); wait > 0 {
+		e.askMore(s)
 		e.ringAt(now.Add(wait))
 		return nil
 	}

@@ -287,6 +287,7 @@ func (e *Engine) rejoin(ctx context.Context) error {
 		e.recorder.lose(h)
 		e.remove(h)
 	}
+	e.forfeit()
 	e.mu.Unlock()
 	e.log.Warn("taken for dead, and joined anew", "node", e.cfg.Node, "segments", lost)
 	e.member.become(node)
