@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -29,6 +30,9 @@ type upstream struct {
 	calls   []*call
 	byBody  map[string][]*call
 	held    chan struct{} // answers wait until it is closed; nil: they don't
+	running int           // calls that are worked on
+	limit   int           // of them at a time; 0: none
+	beyond  []string      // when it was exceeded, by whom
 
 	release func() // of a test that holds answers for another function to release
 }
@@ -36,12 +40,17 @@ type upstream struct {
 // A call is what came of one call.
 type call struct {
 	life   int
+	key    string // of whoever made it
 	body   string
 	begun  time.Time
 	ended  time.Time // zero: it is in flight, or was cut
+	cut    time.Time // zero: it was not
 	status int
 	answer []byte
 }
+
+// stamp is how moments are told, as in the servers' logs.
+const stamp = "15:04:05.000"
 
 func (c *call) answered() bool { return !c.ended.IsZero() }
 
@@ -90,9 +99,17 @@ func (u *upstream) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		panic(http.ErrAbortHandler)
 	}
 	r.Body = io.NopCloser(bytes.NewReader(body))
-	c := &call{body: string(body), begun: time.Now()}
+	c := &call{body: string(body), key: strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer "), begun: time.Now()}
 	var held chan struct{}
+	defer func() {
+		if !c.answered() {
+			u.event(func() { c.cut = time.Now(); u.running-- })
+		}
+	}()
 	u.event(func() {
+		if u.running++; u.limit > 0 && u.running > u.limit {
+			u.beyond = append(u.beyond, fmt.Sprintf("%d calls at %s, the last one by %s", u.running, c.begun.Format(stamp), c.key))
+		}
 		c.life = u.life
 		u.calls = append(u.calls, c)
 		u.byBody[c.body] = append(u.byBody[c.body], c)
@@ -111,6 +128,7 @@ func (u *upstream) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	u.event(func() {
 		c.ended, c.status, c.answer = time.Now(), answer.Code, answer.Body.Bytes()
 		u.answers[c.life]++
+		u.running--
 	})
 	for k, v := range answer.Header() {
 		w.Header()[k] = v
@@ -120,6 +138,7 @@ func (u *upstream) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		u.event(func() {
 			c.ended = time.Time{}
 			u.answers[c.life]--
+			u.running++
 		})
 		panic(http.ErrAbortHandler)
 	}

@@ -28,9 +28,10 @@ var allowed = map[string]string{
 	"internal/doctor":          "batch blob journal",
 	"internal/engine":          "batch blob journal sched upstream",
 	"internal/mutations":       "",
+	"internal/lab":             "",
 	"internal/api":             "batch blob journal openai sched",
 	"cmd/offpeak":              "api batch blob blob/bucket client doctor engine openai progress sim store upstream",
-	"bench":                    "",
+	"bench":                    "lab",
 	"bench/load":               "",
 	"bench/scheduling":         "",
 }

@@ -30,6 +30,8 @@ type cli struct {
 	Keys     keysCmd     `cmd:"" help:"API keys of the server with this data folder."`
 	Nodes    nodesCmd    `cmd:"" help:"Processes that work, or worked, on a server's batches."`
 	Doctor   doctorCmd   `cmd:"" help:"Examine a data folder: is everything there, and does it add up? Nothing is changed."`
+	Migrate  migrateCmd  `cmd:"" help:"Move a stopped server's data folder to PostgreSQL and a bucket."`
+	Health   healthCmd   `cmd:"" help:"Ask the server on this machine whether it is alive, or ready."`
 	Sim      simCmd      `cmd:"" help:"Run a simulated upstream, for trying things out and for capacity planning."`
 	Version  versionCmd  `cmd:"" help:"Print the version."`
 }

@@ -30,7 +30,7 @@ type serveCmd struct {
 	storageFlags
 	Role            string        `default:"all" enum:"all,api,worker" env:"OFFPEAK_ROLE" help:"What this node does: serve the API (api), execute batches (worker), or both (all, the default). Others than all need --database."`
 	Node            string        `placeholder:"NAME" env:"OFFPEAK_NODE" help:"What this node is called in logs, metrics and \"offpeak nodes\"; by default the name of the machine."`
-	Listen          string        `default:"127.0.0.1:8080" placeholder:"ADDR" env:"OFFPEAK_LISTEN" help:"Address to listen on; port 0 takes a free one (default: ${default}). Any but a loopback address needs a key: offpeak keys create."`
+	Listen          string        `default:"127.0.0.1:8080" placeholder:"ADDR" env:"OFFPEAK_LISTEN" help:"Address to listen on; port 0 takes a free one (default: ${default}). Any but a loopback address needs a key (offpeak keys create), or --api-keys-required."`
 	Compat          string        `default:"extended" enum:"openai,extended" env:"OFFPEAK_COMPAT" help:"What is allowed: exactly what OpenAI allows (openai), or more (extended, the default)."`
 	Endpoint        []string      `sep:"," placeholder:"PATH" env:"OFFPEAK_ENDPOINT" help:"Endpoint to allow beside OpenAI's, such as /v1/rerank; repeatable."`
 	APIKeysRequired bool          `name:"api-keys-required" env:"OFFPEAK_API_KEYS_REQUIRED" help:"Refuse calls without a valid key even before the first key is created."`
@@ -108,8 +108,10 @@ func (cmd *serveCmd) Run(ctx context.Context, s *streams, c *configFile, reread 
 		switch any, err := n.store.HasKeys(ctx); {
 		case err != nil:
 			return err
+		case !any && !cmd.APIKeysRequired:
+			return fmt.Errorf("anybody could use --listen %s, since there is no API key yet; make one with: offpeak keys create %s (or give --api-keys-required, and nobody can until there is one)", cmd.Listen, cmd.storageFlags.flags())
 		case !any:
-			return fmt.Errorf("anybody could use --listen %s, since there is no API key yet; make one with: offpeak keys create %s", cmd.Listen, cmd.storageFlags.flags())
+			log.Warn("there is no API key yet, so every call is refused; make one with: offpeak keys create")
 		}
 		keys = n.store.Keys(true)
 	}
@@ -136,6 +138,9 @@ func (cmd *serveCmd) Run(ctx context.Context, s *streams, c *configFile, reread 
 	}
 	if n.engine != nil { // else other nodes look for themselves
 		config.Upstreams, config.Wake, config.Activity = n.engine, n.engine.Wake, n.engine.Activity
+	}
+	if cmd.cluster() {
+		config.Activity = (&activity{store: n.store, engine: n.engine, log: log}).of
 	}
 	handler := api.New(config)
 	if cmd.Role == roleWorker {

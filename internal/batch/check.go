@@ -218,7 +218,8 @@ func (c *Checker) body(f *fields) (model string, _ *LineError) {
 				"The model '%s' for this request does not match the rest of the batch. Each batch must contain requests for a single model.", shorten(model))}
 		}
 	}
-	if c.rules.Serves != nil && !c.rules.Serves(Lane{Model: model, Endpoint: c.rules.Endpoint}) {
+	// A NUL is in no model's name, and in no text that PostgreSQL keeps.
+	if strings.IndexByte(model, 0) >= 0 || c.rules.Serves != nil && !c.rules.Serves(Lane{Model: model, Endpoint: c.rules.Endpoint}) {
 		c.unserved = true
 		return "", &LineError{Code: "model_not_found", Param: "body.model", Message: fmt.Sprintf(
 			"The provided model '%s' is not supported by the Batch API.", shorten(model))}

@@ -161,6 +161,7 @@ func TestLineErrors(t *testing.T) {
 		{"no input for moderations", "/v1/moderations", request("a", "/v1/moderations", `{"model":"m"}`), input},
 		{"completions need no more", "/v1/completions", request("a", "/v1/completions", `{"model":"m"}`), nil},
 		{"unknown model", "", request("a", chat, `{"model":"gpt-9","messages":[]}`), at1("model_not_found", "body.model", "The provided model 'gpt-9' is not supported by the Batch API.")},
+		{"model with a NUL", "", request("a", chat, `{"model":"m\u0000","messages":[]}`), at1("model_not_found", "body.model", "The provided model 'm\x00' is not supported by the Batch API.")},
 
 		{"too long", "", strings.Repeat("x", maxLine+1), at1("line_too_long", "", "This line has 61441 bytes; a line may have at most 61440 bytes.")},
 	} {

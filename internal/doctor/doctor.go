@@ -213,7 +213,7 @@ func (x *examination) all(ctx context.Context) error {
 }
 
 // schema is the version of the schema that this package reads.
-const schema = 2
+const schema = 3
 
 func (x *examination) checkSchema(ctx context.Context) error {
 	var version int64

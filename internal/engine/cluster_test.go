@@ -10,6 +10,7 @@ import (
 	"offpeak/internal/engine"
 	"offpeak/internal/sim"
 	"offpeak/internal/store"
+	"offpeak/internal/store/storetest"
 	"offpeak/internal/upstream"
 )
 
@@ -22,11 +23,29 @@ type member struct {
 	away atomic.Bool // nothing that it asks of the store has an effect
 }
 
-// cluster runs a test on a bench that nodes share, each with its own upstream.
+// cluster runs a test on a bench that nodes share, each with its own upstream, once with a folder and
+// once with PostgreSQL. There, time stands still while a query is under way.
 func cluster(t *testing.T, nodes int, c sim.Config, slots int, f func(b *bench, m []*member)) {
+	t.Helper()
+	t.Run("folder", func(t *testing.T) {
+		aboutFolders(t)
+		t.Parallel()
+		clusterOn(t, "", nodes, c, slots, f)
+	})
+	t.Run("PostgreSQL", func(t *testing.T) {
+		t.Parallel()
+		clusterOn(t, storetest.Postgres(t), nodes, c, slots, f)
+	})
+}
+
+func clusterOn(t *testing.T, dsn string, nodes int, c sim.Config, slots int, f func(b *bench, m []*member)) {
 	t.Helper()
 	bubble(t, func(b *bench) {
 		b.shared = true
+		if f, ok := b.storage.(folder); ok && dsn != "" {
+			b.storage = database{f, dsn}
+		}
+		b.doctor = b.newDoctor()
 		b.reopen()
 		members := make([]*member, nodes)
 		for i := range members {
@@ -54,7 +73,8 @@ func (m *member) join(b *bench, name string) {
 	})
 }
 
-// kill ends the member's process as kill -9 does.
+// kill ends the member's process as kill -9 does. It takes 10 s if there was something to record, which
+// the process would like to do.
 func (m *member) kill() {
 	m.die()
 	m.process.stop()
@@ -115,8 +135,8 @@ func TestNodeLoss(t *testing.T) {
 			if held == 0 {
 				b.Fatalf("%s holds nothing", name)
 			}
-			victim.kill()
 			killed := time.Now()
+			victim.kill()
 			for b.nodes("dead")[name].Held > 0 || b.nodes("live")[name].ID != "" || b.nodes("silent")[name].ID != "" {
 				if time.Since(killed) > time.Minute {
 					b.Fatalf("%s is not taken for dead", name)
@@ -337,7 +357,8 @@ func TestWorkSpreads(t *testing.T) {
 	} {
 		t.Run(fmt.Sprintf("%d requests at %d times %d", test.requests, test.nodes, test.slots), func(t *testing.T) {
 			const each = 10 * time.Second
-			cluster(t, test.nodes, sim.Config{Timing: sim.Timing{Latency: each}}, test.slots, func(b *bench, m []*member) {
+			t.Parallel()
+			clusterOn(t, "", test.nodes, sim.Config{Timing: sim.Timing{Latency: each}}, test.slots, func(b *bench, m []*member) {
 				time.Sleep(6 * time.Second) // now they know of each other
 				start := time.Now()
 				text := chat(test.requests)

@@ -3,9 +3,7 @@ package engine_test
 import (
 	"bytes"
 	"context"
-	"database/sql"
 	"encoding/json"
-	"path/filepath"
 	"time"
 
 	"offpeak/internal/batch"
@@ -16,7 +14,7 @@ import (
 // newDoctor has the folder examined with what the bench knows besides: that nobody deletes results,
 // what was uploaded, how often a request was sent, and what upstreams answer to it.
 func (b *bench) newDoctor() *doctor.Doctor {
-	return doctor.Open(b.dir, doctor.Options{
+	return b.storage.doctor(doctor.Options{
 		Now:            func() time.Time { return time.Now().Add(time.Duration(b.ahead.Load())) }, // the store's clock
 		NothingDeleted: true,
 		Input:          func(file string) []byte { return b.inputs[file] },
@@ -65,6 +63,12 @@ func (b *bench) callsOnce(body []byte) int {
 func (b *bench) steal() {
 	b.Helper()
 	b.thief = true
+	if s, ok := b.storage.(*shared); ok {
+		if err := s.bury(b.Context(), b.store); err != nil {
+			b.Fatal(err)
+		}
+		return
+	}
 	if _, err := b.store.Join(b.Context(), "thief"); err != nil {
 		b.Fatal(err)
 	}
@@ -128,7 +132,7 @@ func (b *bench) results(id string) map[string]result {
 // query reads a column of the database, beside whoever works on it.
 func query[T any](b *bench, text string, args ...any) []T {
 	b.Helper()
-	db, err := sql.Open("sqlite", "file:"+filepath.Join(b.dir, "offpeak.db")+"?mode=ro&_pragma=query_only(1)&_pragma=busy_timeout(10000)")
+	db, err := b.storage.read()
 	if err != nil {
 		b.Fatal(err)
 	}

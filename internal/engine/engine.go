@@ -93,6 +93,8 @@ type Engine struct {
 	workers  sync.WaitGroup
 	seals    chan *hold
 
+	told bool // the others know of something that goes on here; owned by keepLease
+
 	// Owned by claimAll.
 	strays  bool                 // we may hold what we do not know of
 	shunned map[string]time.Time // by batch: until when it is left alone
@@ -220,6 +222,7 @@ func (e *Engine) Run(ctx, abort context.Context) error {
 	intake.Go(func() { e.claimAll(ctx) })
 	intake.Go(func() { e.finalizeAll(ctx) })
 	intake.Go(func() { e.sweepAll(ctx) })
+	intake.Go(func() { e.vacuumAll(ctx) })
 	intake.Go(func() { e.buryAll(ctx) })
 	// What of the limits is not used any more is given to others, until the last call has ended.
 	var sharing sync.WaitGroup

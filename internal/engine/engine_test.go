@@ -6,13 +6,13 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -51,6 +51,15 @@ func TestMain(m *testing.M) {
 	if err := s.Close(); err != nil {
 		panic(err)
 	}
+	flag.Parse()
+	if *clustered { // idle connections of S3's client are nobody's leak
+		code := m.Run()
+		for _, end := range slices.Backward(servers.ends) {
+			end()
+		}
+		os.RemoveAll(template)
+		os.Exit(code)
+	}
 	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
 		os.RemoveAll(template)
 		os.Exit(code)
@@ -65,9 +74,10 @@ func sparing(i, one int) bool { return race && i%one != 0 }
 // What they leave is examined whenever one of them ends.
 type bench struct {
 	*testing.T
-	dir      string
+	dir      string // empty: what is kept is in no folder
+	storage  storage
 	store    *store.Store
-	blobs    *blob.Dir
+	blobs    blobs
 	doctor   *doctor.Doctor
 	ups      []*up
 	truth    *sim.Server             // answers as the upstreams do, and never fails
@@ -90,6 +100,9 @@ type bench struct {
 // bubble runs a test on a bench where time passes only while everybody waits for it.
 func bubble(t *testing.T, f func(b *bench)) {
 	t.Helper()
+	if *clustered {
+		prepare(t)
+	}
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t)
 		b.patience = 2 * time.Hour
@@ -101,10 +114,13 @@ func bubble(t *testing.T, f func(b *bench)) {
 func newBench(t *testing.T) *bench {
 	t.Helper()
 	b := &bench{
-		T: t, dir: t.TempDir(), patience: time.Minute, owner: map[string]string{}, seen: map[string]batch.Batch{}, inputs: map[string][]byte{},
+		T: t, patience: time.Minute, owner: map[string]string{}, seen: map[string]batch.Batch{}, inputs: map[string][]byte{},
 	}
-	if err := os.CopyFS(b.dir, os.DirFS(template)); err != nil {
-		t.Fatal(err)
+	if *clustered {
+		b.storage = newShared(t)
+	} else {
+		f := newFolder(t)
+		b.dir, b.storage = string(f), f
 	}
 	b.open()
 	b.doctor = b.newDoctor()
@@ -113,20 +129,19 @@ func newBench(t *testing.T) *bench {
 
 func (b *bench) open() {
 	b.Helper()
-	s, err := store.Open(b.Context(), b.dir, store.Options{
+	s, blobs, err := b.storage.open(b.Context(), store.Options{
 		Now: func() time.Time { return time.Now().Add(time.Duration(b.ahead.Load())) }, Shared: b.shared,
 	})
+	if s != nil {
+		b.Cleanup(func() { s.Close() })
+	}
 	if err != nil {
 		b.Fatal(err)
 	}
-	b.Cleanup(func() { s.Close() })
-	b.store = s
-	if b.blobs, err = blob.Open(filepath.Join(b.dir, "blobs")); err != nil {
-		b.Fatal(err)
-	}
+	b.store, b.blobs = s, blobs
 }
 
-// reopen opens the folder anew, as the process does that follows one that died.
+// reopen opens what is kept anew, as the process does that follows one that died.
 func (b *bench) reopen() {
 	b.Helper()
 	b.store.Close()

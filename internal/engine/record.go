@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"offpeak/internal/batch"
@@ -14,6 +15,8 @@ type journals interface {
 	// Record records groups of different segments in one transaction, and returns the segments
 	// whose lease is lost; of those nothing is recorded. It may be repeated as it was.
 	Record(ctx context.Context, groups []batch.Group) (lost []int64, err error)
+	// Vacuum makes room for what is recorded next.
+	Vacuum(ctx context.Context) error
 	journal.Store
 }
 
@@ -24,6 +27,7 @@ type recorder struct {
 	log     *slog.Logger
 	metrics *Metrics
 	wake    chan struct{} // of capacity 1
+	commits atomic.Int64  // transactions that recorded something
 
 	mu       sync.Mutex
 	space    sync.Cond
@@ -245,6 +249,7 @@ func (r *recorder) record(ctx context.Context, groups []batch.Group) (lost []int
 	start := time.Now()
 	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
 		if lost, err = r.store.Record(ctx, groups); err == nil {
+			r.commits.Add(1)
 			r.metrics.commit(len(groups), time.Since(start))
 			return lost, nil
 		}

@@ -8,8 +8,10 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
+	"unicode/utf8"
 
 	"offpeak/internal/batch"
 )
@@ -30,6 +32,9 @@ const prefixLen = 17
 
 // CreateProject makes a project of a name that none has yet.
 func (s *Store) CreateProject(ctx context.Context, name string, weight int) (batch.Project, error) {
+	if err := checkName(name); err != nil {
+		return batch.Project{}, err
+	}
 	p := batch.Project{ID: "proj_" + batch.NewToken(), Name: name, Weight: weight, CreatedAt: s.now()}
 	err := s.tx(ctx, func(q querier) error {
 		n, err := exec(ctx, q, `INSERT INTO projects (id, name, weight, created_at) VALUES ($1, $2, $3, $4) ON CONFLICT (name) DO NOTHING`,
@@ -40,6 +45,15 @@ func (s *Store) CreateProject(ctx context.Context, name string, weight int) (bat
 		return err
 	})
 	return p, err
+}
+
+// checkName refuses a name that not every database keeps. What comes by the API was made text before;
+// names come from command lines.
+func checkName(name string) error {
+	if utf8.ValidString(name) && strings.IndexByte(name, 0) < 0 {
+		return nil
+	}
+	return &batch.Error{Kind: batch.Invalid, Param: "name", Msg: fmt.Sprintf("the name %q is not text in UTF-8", name)}
 }
 
 // Projects lists every project, oldest first.
@@ -55,6 +69,9 @@ func scanProject(r row) (p batch.Project, err error) {
 // CreateKey makes a key of 256 random bits for the project with the given name or id. The secret
 // is not to be had again.
 func (s *Store) CreateKey(ctx context.Context, project, name string) (k Key, secret string, err error) {
+	if err := errors.Join(checkName(project), checkName(name)); err != nil {
+		return Key{}, "", err
+	}
 	var raw [32]byte
 	rand.Read(raw[:])
 	secret = "sk-offpeak-" + base64.RawURLEncoding.EncodeToString(raw[:])

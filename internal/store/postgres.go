@@ -7,7 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -24,10 +26,31 @@ var postgresDialect = dialect{
 	open: openPostgres, check: checkPostgres, retryable: conflict,
 	forUpdate: " FOR UPDATE", skipLocked: " SKIP LOCKED",
 	clock: "(extract(epoch FROM clock_timestamp()) * 1000)::bigint",
+	// Another node may be at it. The end of the file is left where it is: cutting it off would lock
+	// out who records, and it is filled again in a moment.
+	vacuum: "VACUUM (SKIP_LOCKED, INDEX_CLEANUP ON, TRUNCATE OFF) journal",
 	// A lock in a table, since one of a session does not hold behind a pooler of transactions.
 	migrating: func() (goose.ProviderOption, error) {
 		l, err := lock.NewPostgresTableLocker(lock.WithTableLockTimeout(500*time.Millisecond, 600))
 		return goose.WithLocker(l), err
+	},
+	tables:  "SELECT tablename::text FROM pg_tables WHERE schemaname = current_schema()",
+	columns: "SELECT column_name::text FROM information_schema.columns WHERE table_schema = current_schema() AND table_name = $1",
+	refers: `SELECT DISTINCT o.relname::text FROM pg_constraint c JOIN pg_class r ON r.oid = c.conrelid JOIN pg_class o ON o.oid = c.confrelid
+		WHERE c.contype = 'f' AND r.relname = $1 AND r.relnamespace = current_schema()::regnamespace`,
+	numbered: `SELECT column_name::text FROM information_schema.columns
+		WHERE table_schema = current_schema() AND table_name = $1 AND is_identity = 'YES'`,
+	overriding: " OVERRIDING SYSTEM VALUE",
+	identity: func(ctx context.Context, q querier, t table) (int64, error) {
+		sequence, err := all(ctx, q, scalar[string], "SELECT pg_get_serial_sequence($1, $2)", t.name, t.identity)
+		if err != nil {
+			return 0, err
+		}
+		return queryInt(ctx, q, "SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM "+sequence[0])
+	},
+	setIdentity: func(ctx context.Context, q querier, t table, last int64) error {
+		_, err := queryInt(ctx, q, "SELECT setval(pg_get_serial_sequence($1, $2), $3)", t.name, t.identity, last)
+		return err
 	},
 }
 
@@ -161,7 +184,7 @@ func (c connector) Connect(ctx context.Context) (driver.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return conn{got.(*stdlib.Conn), c.limits}, nil
+	return &conn{Conn: got.(*stdlib.Conn), limits: c.limits}, nil
 }
 
 // A conn gives up a statement that takes too long: it closes, and the outcome of the statement is
@@ -169,9 +192,10 @@ func (c connector) Connect(ctx context.Context) (driver.Conn, error) {
 type conn struct {
 	*stdlib.Conn
 	limits limits
+	inTx   bool
 }
 
-func (c conn) bound(ctx context.Context) (context.Context, context.CancelFunc) {
+func (c *conn) bound(ctx context.Context) (context.Context, context.CancelFunc) {
 	if c.limits.statement == 0 {
 		return ctx, func() {}
 	}
@@ -182,32 +206,39 @@ var errSilent = errors.New("no answer from PostgreSQL in time")
 
 // explain tells a silent server from a caller that has gone, and closes a connection to a server
 // that takes no writes any more: it has become a standby, and the next connection finds the primary.
-func (c conn) explain(ctx context.Context, err error) error {
-	if err == nil {
-		return nil
-	}
+func (c *conn) explain(ctx context.Context, err error) error {
 	if e, ok := errors.AsType[*pgconn.PgError](err); ok && e.Code == "25006" {
 		c.Conn.Close()
 	}
-	if cause := context.Cause(ctx); cause == errSilent {
-		return fmt.Errorf("%w: %w", cause, err)
+	if err != nil && context.Cause(ctx) == errSilent {
+		return fmt.Errorf("%w: %w", errSilent, err)
 	}
 	return err
 }
 
-func (c conn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
+// again is explain for what changes nothing: where the server has closed the connection, which one
+// that was idle often learns only now, it is tried on another.
+func (c *conn) again(ctx context.Context, err error) error {
+	err = c.explain(ctx, err)
+	if err != nil && !c.inTx && c.limits != (limits{}) && c.Conn.Conn().IsClosed() && ctx.Err() == nil {
+		return driver.ErrBadConn
+	}
+	return err
+}
+
+func (c *conn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
 	ctx, cancel := c.bound(ctx)
 	defer cancel()
 	r, err := c.Conn.ExecContext(ctx, query, args)
 	return r, c.explain(ctx, err)
 }
 
-func (c conn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
+func (c *conn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
 	ctx, cancel := c.bound(ctx)
 	r, err := c.Conn.QueryContext(ctx, query, args)
 	if err != nil {
 		defer cancel()
-		return nil, c.explain(ctx, err)
+		return nil, c.again(ctx, err)
 	}
 	return rows{r, cancel}, nil
 }
@@ -224,14 +255,14 @@ func (r rows) Close() error {
 }
 
 // ResetSession looks whether a connection that was idle still answers.
-func (c conn) ResetSession(ctx context.Context) error {
+func (c *conn) ResetSession(ctx context.Context) error {
 	ctx, cancel := c.bound(ctx)
 	defer cancel()
 	return c.Conn.ResetSession(ctx)
 }
 
 // BeginTx begins a transaction that writes, with its limits; where there are none, any.
-func (c conn) BeginTx(ctx context.Context, o driver.TxOptions) (driver.Tx, error) {
+func (c *conn) BeginTx(ctx context.Context, o driver.TxOptions) (driver.Tx, error) {
 	if c.limits == (limits{}) {
 		return c.Conn.BeginTx(ctx, o)
 	}
@@ -239,28 +270,43 @@ func (c conn) BeginTx(ctx context.Context, o driver.TxOptions) (driver.Tx, error
 	defer cancel()
 	t, err := c.Conn.Conn().BeginTx(bounded, pgx.TxOptions{BeginQuery: c.limits.begin()})
 	if err != nil {
-		if pgconn.SafeToRetry(err) {
-			return nil, driver.ErrBadConn
-		}
-		return nil, c.explain(bounded, err)
+		return nil, c.again(bounded, err)
 	}
+	c.inTx = true
 	return tx{t, c, ctx}, nil
 }
 
 type tx struct {
 	pgx.Tx
-	c   conn
+	c   *conn
 	ctx context.Context // driver.Tx gives none to its methods
 }
 
 func (t tx) Commit() error {
 	ctx, cancel := t.c.bound(t.ctx)
 	defer cancel()
+	t.c.inTx = false
 	return t.c.explain(ctx, t.Tx.Commit(ctx))
 }
 
 func (t tx) Rollback() error {
 	ctx, cancel := t.c.bound(context.WithoutCancel(t.ctx))
 	defer cancel()
+	t.c.inTx = false
 	return t.c.explain(ctx, t.Tx.Rollback(ctx))
+}
+
+// Describe returns what people may see of a DSN: no password.
+func Describe(dsn string) string {
+	c, err := pgx.ParseConfig(dsn)
+	if err != nil {
+		return "postgres://…"
+	}
+	hosts := []string{net.JoinHostPort(c.Host, strconv.Itoa(int(c.Port)))}
+	for _, f := range c.Fallbacks { // one host may be there twice, with and without TLS
+		if h := net.JoinHostPort(f.Host, strconv.Itoa(int(f.Port))); !slices.Contains(hosts, h) {
+			hosts = append(hosts, h)
+		}
+	}
+	return fmt.Sprintf("postgres://%s@%s/%s", c.User, strings.Join(hosts, ","), c.Database)
 }

@@ -2,12 +2,14 @@ package upstream
 
 import (
 	"cmp"
+	"context"
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -61,8 +63,18 @@ type Config struct {
 	// MetricsURL is where it tells how many requests it works on. Empty: /metrics beside its API.
 	// "none": nowhere.
 	MetricsURL string
-	// Transport makes connections, and tells net/http/httptrace of them. Nil: one of its own.
+	// Dialer makes connections. Nil: one for TCP.
+	Dialer Dialer
+	// Transport carries all calls, and tells net/http/httptrace of its connections. Nil: what suits the
+	// URL.
 	Transport http.RoundTripper
+
+	standard bool // calls go over net/http whatever the URL, for tests of both ways
+}
+
+// A Dialer makes connections, as net.Dialer does.
+type Dialer interface {
+	DialContext(ctx context.Context, network, addr string) (net.Conn, error)
 }
 
 // Limits are how much an upstream may be asked for in a minute. Zero: no limit.
@@ -113,6 +125,9 @@ func New(c Config) (*Upstream, error) {
 			return nil, fmt.Errorf("upstream %s: tls: %w", c.Name, err)
 		}
 		up.tls, up.rt = sum, transport(c, config)
+		if leanFor(base) && !c.standard {
+			up.conns = newLeanConns(c, base)
+		}
 	}
 	if c.Models != nil {
 		up.state, up.models = listRead, map[string]batch.ModelInfo{}
@@ -318,6 +333,11 @@ func (t TLS) load() (*tls.Config, [32]byte, error) {
 // be at a time.
 const manyConnections = 4096
 
+// idleTimeout is how long a connection may be idle. Servers in Python and Node close one that was for
+// 5 s. We must be faster: a request that meets the closing is lost, and nobody knows whether it was
+// read.
+const idleTimeout = 4 * time.Second
+
 // maxHeader bounds the header of an answer. There may be as many as calls in flight.
 const maxHeader = 256 << 10
 
@@ -326,15 +346,13 @@ const maxHeader = 256 << 10
 func transport(c Config, t *tls.Config) *http.Transport {
 	idle := cmp.Or(c.MaxInFlight, manyConnections)
 	return &http.Transport{
-		Proxy:               http.ProxyFromEnvironment,
-		DialContext:         dialer(c.Connect),
-		TLSClientConfig:     t,
-		TLSHandshakeTimeout: c.Connect,
-		MaxIdleConns:        idle,
-		MaxIdleConnsPerHost: idle,
-		// Servers in Python and Node close a connection that was idle for 5 s. We must be faster:
-		// a request that meets the closing is lost, and nobody knows whether it was read.
-		IdleConnTimeout:        4 * time.Second,
+		Proxy:                  http.ProxyFromEnvironment,
+		DialContext:            dialer(c.dialer()),
+		TLSClientConfig:        t,
+		TLSHandshakeTimeout:    c.Connect,
+		MaxIdleConns:           idle,
+		MaxIdleConnsPerHost:    idle,
+		IdleConnTimeout:        idleTimeout,
 		MaxResponseHeaderBytes: maxHeader,
 		DisableCompression:     true,
 		ForceAttemptHTTP2:      true,

@@ -44,9 +44,8 @@ func taken(c net.Conn) {
 	}
 }
 
-// dialer returns what opens a conn within the timeout.
-func dialer(timeout time.Duration) func(ctx context.Context, network, addr string) (net.Conn, error) {
-	d := net.Dialer{Timeout: timeout, KeepAlive: 15 * time.Second}
+// dialer returns what has d open a conn.
+func dialer(d Dialer) func(ctx context.Context, network, addr string) (net.Conn, error) {
 	return func(ctx context.Context, network, addr string) (net.Conn, error) {
 		c, err := d.DialContext(ctx, network, addr)
 		if err != nil {
@@ -54,4 +53,12 @@ func dialer(timeout time.Duration) func(ctx context.Context, network, addr strin
 		}
 		return &conn{Conn: c}, nil
 	}
+}
+
+// dialer returns what makes the connections of an upstream.
+func (c Config) dialer() Dialer {
+	if c.Dialer != nil {
+		return c.Dialer
+	}
+	return &net.Dialer{Timeout: c.Connect, KeepAlive: 15 * time.Second}
 }

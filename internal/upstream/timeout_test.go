@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"net/http"
 	"os"
 	"strings"
 	"syscall"
@@ -15,16 +14,21 @@ import (
 	"time"
 )
 
+// A dialerFunc is a Dialer.
+type dialerFunc func() (net.Conn, error)
+
+func (f dialerFunc) DialContext(context.Context, string, string) (net.Conn, error) { return f() }
+
 // inMemory has an upstream's connections be pipes that serve serves, so that time can be made up.
 func inMemory(c *Config, serve func(net.Conn)) {
-	c.Transport = &http.Transport{DialContext: func(context.Context, string, string) (net.Conn, error) {
+	c.Dialer = dialerFunc(func() (net.Conn, error) {
 		ours, theirs := net.Pipe()
 		go func() {
 			defer theirs.Close()
 			serve(theirs)
 		}()
 		return ours, nil
-	}}
+	})
 }
 
 // Each of the timeouts ends a call when it should, to the moment, and no earlier.
@@ -88,7 +92,7 @@ func TestTimeouts(t *testing.T) {
 						}
 					}
 				})
-				c.config.URL, c.config.MetricsURL = "http://host", NoMetrics
+				c.config.URL, c.config.MetricsURL, c.config.standard = "http://host", NoMetrics, inStandard(t)
 				u, err := New(c.config)
 				if err != nil {
 					t.Fatal(err)
@@ -114,7 +118,7 @@ func TestTimeouts(t *testing.T) {
 // Whoever gives a call up need not wait for any of the timeouts.
 func TestAbortBeforeTimeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := Config{URL: "http://host", FirstByte: time.Minute, BetweenBytes: time.Minute}
+		c := Config{URL: "http://host", FirstByte: time.Minute, BetweenBytes: time.Minute, standard: inStandard(t)}
 		inMemory(&c, hang)
 		u, err := New(c)
 		if err != nil {

@@ -15,7 +15,6 @@ import (
 	"io"
 	"math"
 	"net/http"
-	"net/http/httptrace"
 	"net/url"
 	"slices"
 	"strconv"
@@ -35,7 +34,8 @@ type Upstream struct {
 	secrets []string // what must not be shown to anybody: see explain
 	tls     [32]byte // of the files that cfg.TLS names
 	rt      http.RoundTripper
-	metrics *url.URL // nil: it has none
+	conns   *leanConns // nil: calls go by way of rt, too
+	metrics *url.URL   // nil: it has none
 	// small is held by calls that have an answer of more than ownAnswer bytes in hand, large by the one
 	// that has an answer of more than smallAnswer, so that many at once do not fill the memory: calls
 	// in flight may be thousands.
@@ -62,6 +62,9 @@ const (
 
 // Close gives its idle connections up.
 func (u *Upstream) Close() {
+	if u.conns != nil {
+		u.conns.close(0)
+	}
 	if t, ok := u.rt.(interface{ CloseIdleConnections() }); ok {
 		t.CloseIdleConnections()
 	}
@@ -109,32 +112,21 @@ type Answer struct {
 // keeps nothing.
 type Caller struct {
 	up     *Upstream
+	wire   wire
 	buf    bytes.Buffer
 	turns  []chan struct{} // that it has for the answer in hand: see Release
 	parser batch.AnswerParser
 	bodies batch.BodyParser
-
-	endpoint string // of the last call
-	target   *url.URL
-
-	trace     httptrace.ClientTrace
-	connected atomic.Bool // the last attempt to get a connection succeeded
-	// Of the call in hand, where they are wanted: they end it when its upstream is silent for long.
-	first, between *time.Timer
+	parts  [3][]byte // memory of renamed
 }
 
 // NewCaller returns a caller for one goroutine.
 func (u *Upstream) NewCaller() *Caller {
 	c := &Caller{up: u}
-	c.trace = httptrace.ClientTrace{
-		GetConn: func(string) { c.connected.Store(false) },
-		GotConn: func(i httptrace.GotConnInfo) {
-			c.connected.Store(true)
-			taken(i.Conn)
-			if c.first != nil {
-				c.first.Reset(u.cfg.FirstByte)
-			}
-		},
+	if u.conns != nil {
+		c.wire = newLean(u)
+	} else {
+		c.wire = newStandard(u)
 	}
 	return c
 }
@@ -148,25 +140,20 @@ func (u *Upstream) NewCaller() *Caller {
 func (c *Caller) Call(ctx context.Context, endpoint string, body []byte) Answer {
 	c.Release()
 	c.buf.Reset()
-	c.connected.Store(false)
-	callCtx, cancel := context.WithTimeout(ctx, c.up.cfg.Timeout)
-	defer cancel()
 	if c.up.calls.Add(1) == 1 && c.up.metrics != nil {
 		wake(c.up.work)
 	}
 	defer c.up.calls.Add(-1)
-	callCtx, heard := c.listen(callCtx)
-	defer heard()
-	a, err := c.roundTrip(callCtx, endpoint, body)
+	a, err := c.roundTrip(ctx, time.Now().Add(c.up.cfg.Timeout), endpoint, body)
+	c.wire.done()
 	if err != nil { // there is no answer, or not all of it
+		late, silent := errors.AsType[silence](err)
 		switch {
 		case ctx.Err() != nil:
 			a = Answer{Class: Aborted, Err: context.Cause(ctx)}
-		case errors.Is(context.Cause(callCtx), errSilent):
-			a = Answer{Class: Transient, Timeout: true, Err: context.Cause(callCtx)}
-		case callCtx.Err() != nil:
-			a = Answer{Class: Transient, Timeout: true, Err: fmt.Errorf("no answer within %s", c.up.cfg.Timeout)}
-		case !c.connected.Load():
+		case silent:
+			a = Answer{Class: Transient, Timeout: true, Err: late}
+		case !c.wire.sent():
 			a = Answer{Class: Refused, Err: c.up.explain("%w", err)}
 		default:
 			a = Answer{Class: Transient, Cut: true, Err: c.up.explain("%w", err)}
@@ -190,13 +177,15 @@ func (c *Caller) Release() {
 }
 
 // turn waits until the caller may have more of an answer.
-func (c *Caller) turn(ctx context.Context, turns chan struct{}) error {
+func (c *Caller) turn(ctx context.Context, deadline time.Time, turns chan struct{}) error {
+	ctx, cancel := context.WithDeadlineCause(ctx, deadline, noAnswer(c.up.cfg.Timeout))
+	defer cancel()
 	select {
 	case turns <- struct{}{}:
 		c.turns = append(c.turns, turns)
 		return nil
 	case <-ctx.Done():
-		return ctx.Err()
+		return context.Cause(ctx)
 	}
 }
 
@@ -204,31 +193,13 @@ func (c *Caller) turn(ctx context.Context, turns chan struct{}) error {
 const maxRequestID = 256
 
 // roundTrip makes the call. It fails if there is no whole answer.
-func (c *Caller) roundTrip(ctx context.Context, endpoint string, body []byte) (a Answer, err error) {
-	if endpoint != c.endpoint {
-		c.endpoint, c.target = endpoint, c.up.base.JoinPath(strings.TrimPrefix(endpoint, "/v1"))
-	}
-	open, length := c.renamed(body)
-	req := (&http.Request{
-		Method: http.MethodPost, URL: c.target, Host: c.target.Host, Header: c.up.header,
-		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
-		Body: open(), ContentLength: int64(length),
-		// The transport calls this only to send a request again of which nothing was written.
-		GetBody: func() (io.ReadCloser, error) { return open(), nil },
-	}).WithContext(httptrace.WithClientTrace(ctx, &c.trace))
-	resp, err := c.up.rt.RoundTrip(req) // follows no redirects
-	if c.first != nil {
-		c.first.Stop()
-	}
+func (c *Caller) roundTrip(ctx context.Context, deadline time.Time, endpoint string, body []byte) (a Answer, err error) {
+	h, err := c.wire.send(ctx, deadline, endpoint, c.renamed(body))
 	if err != nil {
-		return a, plain(err)
+		return a, err
 	}
-	defer resp.Body.Close()
-	if c.between != nil {
-		resp.Body = patient{resp.Body, c.between, c.up.cfg.BetweenBytes}
-	}
-	a = Answer{Status: resp.StatusCode, RequestID: resp.Header.Get("X-Request-Id"), Class: classOf(resp.StatusCode)}
-	err = c.read(ctx, resp)
+	a = Answer{Status: h.status, RequestID: h.id, Class: classOf(h.status)}
+	err = c.read(ctx, deadline, h)
 	switch {
 	case err == nil:
 	case errors.Is(err, errTooLarge) && a.Class == OK:
@@ -238,7 +209,7 @@ func (c *Caller) roundTrip(ctx context.Context, endpoint string, body []byte) (a
 	case errors.Is(err, errTooLarge), a.Class == Throttled, a.Class == Refused:
 		// What was read of an error is enough to tell people.
 	default:
-		return a, fmt.Errorf("the connection broke off within the answer: %w", plain(err))
+		return a, fmt.Errorf("the connection broke off within the answer: %w", err)
 	}
 	a.Body = c.buf.Bytes()
 	if a.Class == Permanent || a.Class == Transient {
@@ -250,84 +221,38 @@ func (c *Caller) roundTrip(ctx context.Context, endpoint string, body []byte) (a
 			}
 		}
 	}
-	c.interpret(&a, resp.Header)
+	c.interpret(&a, h.header)
 	return a, nil
 }
 
-// renamed returns what reads the body as the upstream wants it, and how long that is.
-func (c *Caller) renamed(body []byte) (open func() io.ReadCloser, length int) {
+// renamed returns the parts of the body as the upstream wants it.
+func (c *Caller) renamed(body []byte) [][]byte {
 	if len(c.up.cfg.Aliases) > 0 {
 		if alias, from, to, ok := c.bodies.Model(body); ok {
 			if model, ok := c.up.cfg.Aliases[alias]; ok {
-				name := batch.Quoted(model) // the body may be large, and is not copied for this
-				return func() io.ReadCloser {
-					return io.NopCloser(io.MultiReader(bytes.NewReader(body[:from]), bytes.NewReader(name), bytes.NewReader(body[to:])))
-				}, len(body) - (to - from) + len(name)
+				// The body may be large, and is not copied for this.
+				return append(c.parts[:0], body[:from], batch.Quoted(model), body[to:])
 			}
 		}
 	}
-	return func() io.ReadCloser { return io.NopCloser(bytes.NewReader(body)) }, len(body)
+	return append(c.parts[:0], body)
 }
 
-// errSilent is why a call ends whose upstream says nothing for too long.
-var errSilent = errors.New("the upstream is silent")
-
-// A silence is errSilent in words.
-type silence string
-
-func (s silence) Error() string        { return string(s) }
-func (s silence) Is(target error) bool { return target == errSilent }
-
-// listen has a call end whose upstream is silent for too long, as far as that is bounded: from the
-// connection to the answer, and within the answer. The call is over when heard is called.
-func (c *Caller) listen(ctx context.Context) (_ context.Context, heard func()) {
-	first, between := c.up.cfg.FirstByte, c.up.cfg.BetweenBytes
-	c.first, c.between = nil, nil
-	if first == 0 && between == 0 {
-		return ctx, func() {}
-	}
-	ctx, give := context.WithCancelCause(ctx)
-	arm := func(limit time.Duration, says string) *time.Timer {
-		if limit == 0 {
-			return nil
-		}
-		t := time.AfterFunc(limit, func() { give(silence(fmt.Sprintf(says, limit))) })
-		t.Stop()
-		return t
-	}
-	c.first = arm(first, "no answer began within %s")
-	c.between = arm(between, "nothing came for %s within the answer")
-	return ctx, func() {
-		if c.first != nil {
-			c.first.Stop()
-		}
-		give(nil)
-	}
-}
-
-// A patient reader waits for each byte only so long.
-type patient struct {
-	io.ReadCloser
-	timer *time.Timer
-	limit time.Duration
-}
-
-func (p patient) Read(b []byte) (int, error) {
-	p.timer.Reset(p.limit)
-	defer p.timer.Stop()
-	return p.ReadCloser.Read(b)
+// target is where calls of the endpoint go.
+func (u *Upstream) target(endpoint string) *url.URL {
+	return u.base.JoinPath(strings.TrimPrefix(endpoint, "/v1"))
 }
 
 var errTooLarge = errors.New("answer too large")
 
 // read reads the body into c.buf. Beyond ownAnswer only a few calls at a time may read on, and beyond
 // smallAnswer only one.
-func (c *Caller) read(ctx context.Context, resp *http.Response) error {
-	if resp.StatusCode == http.StatusSwitchingProtocols {
+func (c *Caller) read(ctx context.Context, deadline time.Time, h head) error {
+	if h.status == http.StatusSwitchingProtocols {
 		return nil // what follows is no body, and may never end
 	}
-	most, length := c.up.cfg.MaxAnswer, resp.ContentLength
-	if length > most && classOf(resp.StatusCode) == OK {
+	most := c.up.cfg.MaxAnswer
+	if h.length > most && classOf(h.status) == OK {
 		return errTooLarge // no need to read it
 	}
 	var err error
@@ -337,15 +262,15 @@ func (c *Caller) read(ctx context.Context, resp *http.Response) error {
 	}{{ownAnswer, nil}, {smallAnswer, c.up.small}, {most + 1, c.up.large}} {
 		have := int64(c.buf.Len())
 		if step.turns != nil {
-			if err = c.turn(ctx, step.turns); err != nil {
+			if err = c.turn(ctx, deadline, step.turns); err != nil {
 				return err
 			}
 		}
 		upTo := min(step.upTo, most+1)
-		if length > have && length <= upTo {
-			c.buf.Grow(int(length-have) + bytes.MinRead) // ReadFrom wants room for one read more to see the end
+		if h.length > have && h.length <= upTo {
+			c.buf.Grow(int(h.length-have) + bytes.MinRead) // ReadFrom wants room for one read more to see the end
 		}
-		if _, err = c.buf.ReadFrom(io.LimitReader(resp.Body, upTo-have)); err != nil || int64(c.buf.Len()) < upTo || upTo > most {
+		if _, err = c.buf.ReadFrom(io.LimitReader(c.wire, upTo-have)); err != nil || int64(c.buf.Len()) < upTo || upTo > most {
 			break // there is no more, or it is too much
 		}
 	}

@@ -26,7 +26,7 @@ const testKey = "sk-secret-0123456789"
 // newUpstream returns an upstream at the URL, with what change makes of its configuration.
 func newUpstream(t testing.TB, url string, change ...func(*Config)) *Upstream {
 	t.Helper()
-	c := Config{URL: url, Key: testKey, Timeout: 10 * time.Second}
+	c := Config{URL: url, Key: testKey, Timeout: 10 * time.Second, standard: inStandard(t)}
 	for _, f := range change {
 		f(&c)
 	}

@@ -96,6 +96,13 @@ func testKeys(d *db) {
 	_, _, err = d.CreateKey(d.ctx(), "nobody", "k")
 	d.wantKind("a key for nobody", err, batch.NotFound)
 
+	for _, bad := range []string{"\xff", "a\x00b", "caf\xe9"} {
+		_, err = d.CreateProject(d.ctx(), bad, 1)
+		d.wantKind(fmt.Sprintf("project %q", bad), err, batch.Invalid)
+		_, _, err = d.CreateKey(d.ctx(), "team", bad)
+		d.wantKind(fmt.Sprintf("key %q", bad), err, batch.Invalid)
+	}
+
 	byName, secret, err := d.CreateKey(d.ctx(), "team", "laptop")
 	d.must(err)
 	d.clock.turn(time.Second)

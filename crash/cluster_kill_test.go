@@ -1,0 +1,142 @@
+package crash
+
+import (
+	"context"
+	"math/rand/v2"
+	"sync"
+	"testing"
+	"time"
+
+	"offpeak/internal/sim"
+)
+
+// clusterSim is an upstream whose answers take a while, so that there is something to lose.
+var clusterSim = sim.Config{Seed: 1, Timing: sim.Timing{Latency: 200 * time.Millisecond, Jitter: 0.9}, Always400: refused}
+
+// clusterLimit is how many calls nodes have in flight together.
+const clusterLimit = 24
+
+// maxTakeover is how long it may take until others go on with what a lost node had in hand.
+const maxTakeover = 20 * time.Second
+
+// TestClusterTakeover kills one node after the other, in the middle of its work. Others go on with
+// it; the killed one comes back at once, under its old name, and is none the less a new one.
+func TestClusterTakeover(t *testing.T) {
+	slow(t)
+	t.Parallel()
+	c := newCluster(t, newUpstream(t, clusterSim), clusterOptions{nodes: 3, limit: clusterLimit})
+	c.startAll()
+	r := chance(t)
+	stop := c.load(r)
+	for _, n := range c.nodes {
+		life := len(c.u.of(0))
+		c.u.await(t, "calls of every node", func() bool { return len(c.u.calls) > life+200 })
+		n.kill()
+		n.start()
+		time.Sleep(time.Duration(1+r.IntN(5)) * time.Second) // what is tried
+	}
+	stop()
+	c.finish()
+	c.report()
+	for key, d := range c.takeovers() {
+		if d > maxTakeover {
+			t.Errorf("others took over from %s after %s, want at most %s", key, d, maxTakeover)
+		}
+	}
+}
+
+// TestClusterRounds breaks whatever a cluster stands on, and its nodes, several at a time and at
+// random, while it works. After each round everything is sound, and whatever was recorded still is
+// and was not sent again. After twenty another cluster begins, since examining one takes the longer
+// the more it has done.
+func TestClusterRounds(t *testing.T) {
+	slow(t)
+	t.Parallel()
+	r := chance(t)
+	for left := rounds(t, 20); left > 0; left -= 20 {
+		t.Run("", func(t *testing.T) { breakCluster(t, r, min(left, 20)) })
+		if t.Failed() {
+			return
+		}
+	}
+}
+
+func breakCluster(t *testing.T, r *rand.Rand, n int) {
+	c := newCluster(t, newUpstream(t, clusterSim), clusterOptions{nodes: 3, limit: clusterLimit, standby: true})
+	c.startAll()
+	stop := c.load(r)
+	begun := time.Now()
+	for i := range n {
+		// Now and then something begins that outlasts leases, of a node or of all.
+		var long target
+		switch i % 14 {
+		case 2, 8:
+			long = target(c.nodes[r.IntN(len(c.nodes))].name)
+		case 6:
+			long = theDatabase
+		}
+		list := c.draw(r, long)
+		var mended []<-chan struct{}
+		for _, b := range list {
+			time.Sleep(between(r, 0, 300*time.Millisecond))
+			t.Logf("%5.1fs round %d: %s, for %s", time.Since(begun).Seconds(), i, b, b.lasts)
+			if done := c.wreck.start(b); !b.long {
+				mended = append(mended, done)
+			}
+		}
+		for _, done := range mended {
+			<-done
+		}
+		time.Sleep(between(r, 0, 2*time.Second)) // of work, so that there is something to break
+		if c.wreck.is(theDatabase) {
+			continue
+		}
+		if c.examine(); t.Failed() {
+			t.FailNow()
+		}
+	}
+	c.wreck.all.Wait()
+	stop()
+	c.finish()
+	c.report()
+	c.examineByCommand()
+}
+
+// TestClusterSilentStandby has a synchronous standby stand still, so that nothing can be committed
+// for good, and then lose the primary, which knows more than the standby. Whatever was acknowledged,
+// in whatever way clients and the database lost patience, is on the standby.
+func TestClusterSilentStandby(t *testing.T) {
+	slow(t)
+	t.Parallel()
+	c := newCluster(t, newUpstream(t, clusterSim), clusterOptions{nodes: 2, limit: clusterLimit, standby: true})
+	c.startAll()
+	c.w.submit(t, c.nodes[0].client(), 2000)
+	c.u.await(t, "answers", func() bool { return len(c.u.calls) > 100 })
+	c.pg.Pause(true)
+	ctx, stop := context.WithTimeout(t.Context(), 14*time.Second) // longer than anybody's patience
+	defer stop()
+	acknowledged := len(c.w.files)
+	var clients sync.WaitGroup
+	for range 24 {
+		clients.Go(func() {
+			for i := 0; ctx.Err() == nil; i++ {
+				api := c.nodes[i%2].client()
+				if file, err := c.w.upload(ctx, api, c.w.input(3)); err == nil {
+					c.w.create(ctx, api, file)
+				}
+			}
+		})
+	}
+	clients.Wait()
+	t.Logf("%d uploads acknowledged meanwhile", len(c.w.files)-acknowledged)
+	c.pg.Kill()
+	c.pg.Resume(true)
+	if err := c.pg.Promote(); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.pg.Attach(); err != nil {
+		t.Fatal(err)
+	}
+	c.finish()
+	c.report()
+}
