@@ -16,6 +16,9 @@ const (
 	batchTests    = "./internal/batch"
 	engineTests   = "./internal/engine"
 	apiTests      = "./internal/api"
+	divideTests   = "./internal/sched -rapid.checks=200 -run TestDivide|TestBucket|TestNodes"
+	limitTests    = "./internal/store -run /Limits|TestLastSlots|TestShare"
+	sharingTests  = "./internal/engine -run TestNodesShare|TestMoreNodes"
 )
 
 // mutations are the guards of docs/design.md, Leases and Promises, in its order.
@@ -290,6 +293,44 @@ var mutations = []mutation{
 		"		d.step(OpUndo, w.key, func() error { return os.Remove(path) })\n", "", blobTests},
 	{"what a crash left half-written is removed", "internal/blob/dir.go",
 		"d.step(OpTidy, key, func() error { return os.Remove(filepath.Join(d.tmp(), e.Name())) })", "error(nil)", blobTests},
+
+	// Limits for all nodes together.
+	{"a node grows only out of what nobody holds", "internal/sched/divide.go",
+		"g.Holds = max(m.Keeps, min(target, limit-held))", "g.Holds = max(m.Keeps, target)", divideTests},
+	{"a grant is never below what its holder uses", "internal/sched/divide.go",
+		"g.Holds = max(m.Keeps, min(target, limit-held))", "g.Holds = min(target, limit-held)", divideTests},
+	{"what others wait for is not used anew", "internal/sched/divide.go",
+		"	g.May = min(g.Holds, target)\n", "	g.May = g.Holds\n", divideTests},
+	{"the lowest limit counts that a node states", "internal/sched/divide.go",
+		"o.Stated > 0 && (stated == 0 || o.Stated < stated)", "o.Stated > 0 && stated == 0", divideTests},
+	{"who waits for a slot gets one", "internal/sched/divide.go",
+		"		case !q.has:\n			return 1\n", "		case !q.has:\n			return 3\n", divideTests},
+	{"one node finds the limit for all", "internal/sched/divide.go",
+		"leads = m.Auto && (led || gone || hungry && d.Now.Sub(s.At) > silence)", "leads = m.Auto || gone || hungry", divideTests},
+	{"whose limit was found by one that is gone gets another finder", "internal/sched/divide.go",
+		"leads = m.Auto && (led || gone || hungry && d.Now.Sub(s.At) > silence)", "leads = m.Auto && (led || gone && s.Node == \"\" || hungry && false)", divideTests},
+	{"a share of a rate is kept to", "internal/sched/bucket.go",
+		"	over := b.sum + min(n, b.limit) - b.share\n", "	over := b.sum + min(n, b.limit) - b.limit\n", divideTests},
+	{"one node at a time is granted its share", "internal/store/limits.go",
+		"ORDER BY name`+s.d.forUpdate, args...)", "ORDER BY name`, args...)", limitTests},
+	{"upstreams are locked in order", "internal/store/limits.go",
+		"`) ORDER BY name`+s.d.forUpdate", "`) ORDER BY length(name), random()`+s.d.forUpdate", limitTests},
+	{"a node that was taken for dead is granted nothing", "internal/store/limits.go",
+		"err == nil && !dead.IsZero()", "false", limitTests},
+	{"what the dead had in flight is free", "internal/store/limits.go",
+		"n.dead_at IS NULL OR g.kind <> 'calls' AND n.dead_at > $2", "n.dead_at IS NULL OR n.dead_at > $2", limitTests},
+	{"what the dead spent in their last minute counts", "internal/store/limits.go",
+		"n.dead_at IS NULL OR g.kind <> 'calls' AND n.dead_at > $2", "n.dead_at IS NULL AND $2 > 0", limitTests},
+	{"what is not claimed any more is given back", "internal/store/limits.go",
+		"		if _, err := exec(ctx, q, `DELETE FROM grants WHERE", "		if _, err := exec(ctx, q, `DELETE FROM grants WHERE false AND", limitTests},
+	{"a node keeps to what it is granted", "internal/engine/site.go",
+		"		room = min(room, s.allowed())\n", "", sharingTests},
+	{"what a node may use it holds until it is answered", "internal/engine/limits.go",
+		"Keeps: max(uses, s.allowance.grants[limit].May), Uses", "Keeps: uses, Uses", sharingTests},
+	{"a node with a closed gate takes work to try with", "internal/engine/claim.go",
+		"c.open = c.open || s.useful(now) > 0 ||", "c.open = c.open || s.room(now) > 0 ||", "./internal/engine -run TestUpstreamAwayFromOneNode"},
+	{"a node that is short of slots asks at once", "internal/engine/limits.go",
+		"		s.allowance.short = true\n		wake(e.wakeShare)\n", "", "./internal/engine -run TestFirstCallAmongNodes"},
 
 	// The database.
 	{"a commit is on the disk before it is acknowledged", "internal/store/dialect.go",
