@@ -49,6 +49,7 @@ func rows() []row {
 		{"embeddings", "answers of 3,072 floats, beside a bare loop", embeddings},
 		{"growth", "what a request costs as batches grow", growth},
 		{"databases", "SQLite and PostgreSQL", databases},
+		{"cluster", "1, 2 and 3 nodes on PostgreSQL and S3, and what they cost the database", cluster},
 		{"binary", "its size, and from its start to ready", binary},
 		{"scheduling", "how full upstreams are kept, in simulated time: a table of its own", scheduling},
 		{"auto", "the limit that is found beside limits that are given, in real time; not by default", auto},
@@ -68,7 +69,6 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	flags.BoolVar(&e.full, "full", false, "the sizes that take long: 2 GB, 1,000,000 lines, 3,000,000 results")
 	flags.IntVar(&e.reps, "reps", 3, "repetitions whose median is taken")
 	flags.StringVar(&e.offpeak, "offpeak", "", "binary to measure; by default this tree's is built")
-	flags.StringVar(&e.profiles, "profiles", "", "folder for CPU profiles of the server, one per row")
 	if err := flags.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
 			return nil

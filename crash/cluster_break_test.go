@@ -55,7 +55,7 @@ func (c *cluster) breakNode(r *rand.Rand, n *node, long bool) breakage {
 		b.run = func(d time.Duration) { n.kill(); time.Sleep(d); n.start() }
 	case 2:
 		b.what, b.lasts, b.long = "asked to stop, and started", 0, false
-		b.run = func(time.Duration) { n.stop(patience); n.start() }
+		b.run = func(time.Duration) { n.stop(); n.start() }
 	case 3:
 		b.what = "suspended"
 		b.run = func(d time.Duration) {
@@ -159,7 +159,15 @@ func (c *cluster) breakBlobs(r *rand.Rand) breakage {
 type wreck struct {
 	mu     sync.Mutex
 	broken map[target]bool
+	mended map[target]time.Time // last
 	all    sync.WaitGroup
+}
+
+// lately reports whether something was broken within the last so long.
+func (w *wreck) lately(t target, ago time.Duration) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.broken[t] || time.Since(w.mended[t]) < ago
 }
 
 func (w *wreck) is(t target) bool {
@@ -180,15 +188,16 @@ func (w *wreck) start(b breakage) <-chan struct{} {
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		delete(w.broken, b.target)
+		w.mended[b.target] = time.Now()
 	})
 	return mended
 }
 
 // draw draws what is broken in a round: one to three things that are not broken yet.
-func (c *cluster) draw(r *rand.Rand, w *wreck, long target) (list []breakage) {
+func (c *cluster) draw(r *rand.Rand, long target) (list []breakage) {
 	drawn := map[target]bool{}
 	add := func(b breakage) {
-		if !w.is(b.target) && !drawn[b.target] {
+		if !c.wreck.is(b.target) && !drawn[b.target] {
 			drawn[b.target] = true
 			list = append(list, b)
 		}

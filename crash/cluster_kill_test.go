@@ -26,11 +26,8 @@ func TestClusterTakeover(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t, newUpstream(t, clusterSim), clusterOptions{nodes: 3, limit: clusterLimit})
 	c.startAll()
-	ctx, stop := context.WithCancel(t.Context())
-	var load sync.WaitGroup
 	r := chance(t)
-	random := rand.New(rand.NewPCG(r.Uint64(), 0))
-	load.Go(func() { c.busy(ctx, random, 600) })
+	stop := c.load(r)
 	for _, n := range c.nodes {
 		life := len(c.u.of(0))
 		c.u.await(t, "calls of every node", func() bool { return len(c.u.calls) > life+200 })
@@ -39,7 +36,6 @@ func TestClusterTakeover(t *testing.T) {
 		time.Sleep(time.Duration(1+r.IntN(5)) * time.Second) // what is tried
 	}
 	stop()
-	load.Wait()
 	c.finish()
 	c.report()
 	for key, d := range c.takeovers() {
@@ -51,22 +47,27 @@ func TestClusterTakeover(t *testing.T) {
 
 // TestClusterRounds breaks whatever a cluster stands on, and its nodes, several at a time and at
 // random, while it works. After each round everything is sound, and whatever was recorded still is
-// and was not sent again.
+// and was not sent again. After twenty another cluster begins, since examining one takes the longer
+// the more it has done.
 func TestClusterRounds(t *testing.T) {
 	slow(t)
 	t.Parallel()
 	r := chance(t)
-	c := newCluster(t, newUpstream(t, clusterSim), clusterOptions{nodes: 3, limit: clusterLimit, standby: true})
+	for left := rounds(t, 20); left > 0; left -= 20 {
+		t.Run("", func(t *testing.T) { breakCluster(t, r, min(left, 20)) })
+		if t.Failed() {
+			return
+		}
+	}
+}
+
+func breakCluster(t *testing.T, r *rand.Rand, n int) {
+	c := newCluster(t, newUpstream(t, clusterSim), clusterOptions{nodes: 4, limit: clusterLimit, standby: true, roles: []string{"all", "all", "worker", "api"}})
 	c.startAll()
-	ctx, stop := context.WithCancel(t.Context())
-	defer stop()
-	var load sync.WaitGroup
-	random := rand.New(rand.NewPCG(r.Uint64(), 0))
-	load.Go(func() { c.busy(ctx, random, 600) })
-	w := &wreck{broken: map[target]bool{}}
+	stop := c.load(r)
 	begun := time.Now()
-	for i := range rounds(t, 20) {
-		// One in seven rounds begins something that outlasts a lease, of a node or of all.
+	for i := range n {
+		// Now and then something begins that outlasts leases, of a node or of all.
 		var long target
 		switch i % 14 {
 		case 2, 8:
@@ -74,12 +75,12 @@ func TestClusterRounds(t *testing.T) {
 		case 6:
 			long = theDatabase
 		}
-		list := c.draw(r, w, long)
+		list := c.draw(r, long)
 		var mended []<-chan struct{}
 		for _, b := range list {
 			time.Sleep(between(r, 0, 300*time.Millisecond))
 			t.Logf("%5.1fs round %d: %s, for %s", time.Since(begun).Seconds(), i, b, b.lasts)
-			if done := w.start(b); !b.long {
+			if done := c.wreck.start(b); !b.long {
 				mended = append(mended, done)
 			}
 		}
@@ -87,17 +88,55 @@ func TestClusterRounds(t *testing.T) {
 			<-done
 		}
 		time.Sleep(between(r, 0, 2*time.Second)) // of work, so that there is something to break
-		if w.is(theDatabase) {
+		if c.wreck.is(theDatabase) {
 			continue
 		}
 		if c.examine(); t.Failed() {
 			t.FailNow()
 		}
 	}
-	w.all.Wait()
+	c.wreck.all.Wait()
 	stop()
-	load.Wait()
 	c.finish()
 	c.report()
 	c.examineByCommand()
+}
+
+// TestClusterSilentStandby has a synchronous standby stand still, so that nothing can be committed
+// for good, and then lose the primary, which knows more than the standby. Whatever was acknowledged,
+// in whatever way clients and the database lost patience, is on the standby.
+func TestClusterSilentStandby(t *testing.T) {
+	slow(t)
+	t.Parallel()
+	c := newCluster(t, newUpstream(t, clusterSim), clusterOptions{nodes: 2, limit: clusterLimit, standby: true})
+	c.startAll()
+	c.w.submit(t, c.nodes[0].client(), 2000)
+	c.u.await(t, "answers", func() bool { return len(c.u.calls) > 100 })
+	c.pg.Pause(true)
+	ctx, stop := context.WithTimeout(t.Context(), 14*time.Second) // longer than anybody's patience
+	defer stop()
+	acknowledged := len(c.w.files)
+	var clients sync.WaitGroup
+	for range 24 {
+		clients.Go(func() {
+			for i := 0; ctx.Err() == nil; i++ {
+				api := c.nodes[i%2].client()
+				if file, err := c.w.upload(ctx, api, c.w.input(3)); err == nil {
+					c.w.create(ctx, api, file)
+				}
+			}
+		})
+	}
+	clients.Wait()
+	t.Logf("%d uploads acknowledged meanwhile", len(c.w.files)-acknowledged)
+	c.pg.Kill()
+	c.pg.Resume(true)
+	if err := c.pg.Promote(); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.pg.Attach(); err != nil {
+		t.Fatal(err)
+	}
+	c.finish()
+	c.report()
 }

@@ -6,7 +6,10 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"io"
+	"iter"
 	"maps"
+	"math"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -20,7 +23,7 @@ import (
 
 	_ "github.com/jackc/pgx/v5/stdlib" // the driver
 
-	"offpeak/internal/blob/bucket"
+	"offpeak/internal/blob"
 	"offpeak/internal/client"
 	"offpeak/internal/doctor"
 	"offpeak/internal/lab"
@@ -29,13 +32,15 @@ import (
 // A cluster is some nodes, what they stand on, and relays between the two.
 type cluster struct {
 	t     *testing.T
-	pg    *lab.Postgres
-	s3    *lab.S3
+	pg    *lab.Postgres // nil with SQLite
+	s3    *lab.S3       // nil with a folder
+	front *lab.PgBouncer
 	u     *upstream
 	w     *work
 	o     clusterOptions
 	dir   string
 	nodes []*node
+	wreck *wreck
 
 	db     *sql.DB
 	doctor *doctor.Doctor
@@ -52,15 +57,17 @@ type clusterOptions struct {
 	nodes   int
 	limit   int      // of calls, of all nodes together
 	standby bool     // the database has one
-	args    []string // of every node, beside the usual ones
-	// dsn is how nodes reach the database, of whose servers it is given the addresses. Nil: directly.
-	dsn func(addrs ...string) string
+	pooler  bool     // PgBouncer stands in front of it
+	sqlite  bool     // there is none: a node has a folder
+	folder  bool     // blobs are in one, too
+	roles   []string // of nodes; those without one do everything
 }
 
 // A node is a place for a process, with relays of its own.
 type node struct {
 	c        *cluster
 	name     string
+	role     string
 	database []*lab.Relay // to each of its servers
 	blobs    *lab.Relay
 	upstream *lab.Relay
@@ -82,38 +89,124 @@ type loss struct {
 func newCluster(t *testing.T, u *upstream, o clusterOptions) *cluster {
 	t.Helper()
 	l := newLab(t)
-	c := &cluster{t: t, u: u, w: newWork(), o: o, dir: t.TempDir(), recorded: map[string][32]byte{}}
+	c := &cluster{t: t, u: u, w: newWork(), o: o, dir: t.TempDir(), recorded: map[string][32]byte{},
+		wreck: &wreck{broken: map[target]bool{}, mended: map[target]time.Time{}}}
 	u.limit = o.limit * o.nodes // until nodes share limits
-	if c.o.dsn == nil {
-		c.o.dsn = lab.DSN
+	var err error
+	var databases []string
+	if !o.sqlite {
+		c.pg, err = l.Postgres(o.standby)
+		installed(t, err)
+		databases = c.pg.Addrs
+		c.db, err = sql.Open("pgx", lab.DSN(databases...))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.db.Close() })
 	}
-	pg, err := l.Postgres(o.standby)
-	c.pg = installed(t, pg, err)
-	s3, err := l.S3()
-	c.s3 = installed(t, s3, err)
+	if o.pooler {
+		c.front, err = l.PgBouncer(databases[0], 20)
+		installed(t, err)
+		databases = []string{c.front.Addr}
+	}
+	if !o.folder {
+		c.s3, err = l.S3()
+		installed(t, err)
+	}
 	for i := range o.nodes {
-		n := &node{c: c, name: fmt.Sprintf("n%d", i+1), blobs: newRelay(t, c.s3.Addr), upstream: newRelay(t, u.listener.Addr().String())}
-		for _, addr := range c.pg.Addrs {
+		n := &node{c: c, name: fmt.Sprintf("n%d", i+1), role: "all", upstream: newRelay(t, u.listener.Addr().String())}
+		if i < len(o.roles) {
+			n.role = o.roles[i]
+		}
+		if !o.folder {
+			n.blobs = newRelay(t, c.s3.Addr)
+		}
+		for _, addr := range databases {
 			n.database = append(n.database, newRelay(t, addr))
 		}
 		c.nodes = append(c.nodes, n)
 		t.Cleanup(n.kill)
 	}
-	if c.db, err = sql.Open("pgx", lab.DSN(c.pg.Addrs...)); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { c.db.Close() })
-	blobs, err := bucket.Open(t.Context(), lab.S3URL(c.s3.Addr))
-	if err != nil {
-		t.Fatal(err)
-	}
-	c.doctor = doctor.New(c.db, blobs, doctor.Options{
+	c.doctor = c.newDoctor()
+	return c
+}
+
+func (c *cluster) newDoctor() *doctor.Doctor {
+	c.t.Helper()
+	o := doctor.Options{
 		NothingDeleted: true,
 		Input:          c.w.inputOf,
 		Recorded:       c.note,
-		Calls:          func(body []byte) int { calls, _ := u.times(string(body)); return calls },
-	})
-	return c
+		Calls:          func(body []byte) int { calls, _ := c.u.times(string(body)); return calls },
+	}
+	var blobs doctor.Blobs = blob.NewView(c.path("blobs"))
+	if !c.o.folder {
+		blobs = objects(c.s3.Dir)
+	}
+	if c.o.sqlite {
+		return doctor.OpenWith(c.path("data"), blobs, o)
+	}
+	return doctor.New(c.db, blobs, o)
+}
+
+// objects reads the blobs that an S3 server keeps in a folder, which is a lot faster than to ask it:
+// they are looked at after each round.
+type objects string
+
+func (o objects) Open(_ context.Context, key string, off, n int64) (io.ReadCloser, error) {
+	f, err := os.Open(filepath.Join(string(o), key))
+	if err != nil {
+		return nil, err
+	}
+	if n < 0 {
+		n = math.MaxInt64
+	}
+	return struct {
+		io.Reader
+		io.Closer
+	}{io.NewSectionReader(f, off, n), f}, nil
+}
+
+func (o objects) Size(_ context.Context, key string) (int64, error) {
+	fi, err := os.Stat(filepath.Join(string(o), key))
+	if err != nil {
+		return 0, err
+	}
+	return fi.Size(), nil
+}
+
+func (o objects) List(context.Context) iter.Seq2[blob.Info, error] {
+	return func(yield func(blob.Info, error) bool) {
+		list, err := os.ReadDir(string(o))
+		if err != nil {
+			yield(blob.Info{}, err)
+			return
+		}
+		for _, e := range list {
+			fi, err := e.Info()
+			if err != nil || blob.CheckKey(e.Name()) != nil {
+				continue // gone meanwhile, or the server's own
+			}
+			if !yield(blob.Info{Key: e.Name(), Size: fi.Size()}, nil) {
+				return
+			}
+		}
+	}
+}
+
+// path names something that all nodes see.
+func (c *cluster) path(name string) string { return filepath.Join(c.dir, name) }
+
+// storage returns the flags of whoever reaches the database and the blobs by these addresses.
+func (c *cluster) storage(databases []string, blobs string) []string {
+	args := []string{"--blobs", c.path("blobs")}
+	if !c.o.folder {
+		args[1] = lab.S3URL(blobs)
+	}
+	if c.o.sqlite {
+		return append(args, "--data", c.path("data"))
+	}
+	return append(args, "--database", lab.DSN(databases...))
 }
 
 // newLab makes a lab for one test.
@@ -135,8 +228,8 @@ func newLab(t *testing.T) *lab.Lab {
 	return l
 }
 
-// installed returns v. It skips a test that lacks a program, which CI installs.
-func installed[T any](t *testing.T, v T, err error) T {
+// installed skips a test that lacks a program, which CI installs.
+func installed(t *testing.T, err error) {
 	t.Helper()
 	if errors.Is(err, lab.ErrMissing) && os.Getenv("CI") != "true" {
 		t.Skip(err)
@@ -144,7 +237,6 @@ func installed[T any](t *testing.T, v T, err error) T {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return v
 }
 
 func newRelay(t *testing.T, addr string) *lab.Relay {
@@ -169,12 +261,16 @@ func (n *node) start() {
 		n.upstream.Addr, n.key, n.c.o.limit), 0o600); err != nil {
 		t.Error(err)
 	}
-	var addrs []string
+	var databases []string
 	for _, r := range n.database {
-		addrs = append(addrs, r.Addr)
+		databases = append(databases, r.Addr)
 	}
-	n.s = &server{process: startCommand(t, exec.Command(offpeak, append([]string{"serve", "--listen", "127.0.0.1:0", "--config", config, "--node", n.name,
-		"--database", n.c.o.dsn(addrs...), "--blobs", lab.S3URL(n.blobs.Addr)}, n.c.o.args...)...))}
+	var blobs string
+	if n.blobs != nil {
+		blobs = n.blobs.Addr
+	}
+	args := append([]string{"serve", "--listen", "127.0.0.1:0", "--config", config, "--node", n.name, "--role", n.role}, n.c.storage(databases, blobs)...)
+	n.s = &server{process: startCommand(t, exec.Command(offpeak, args...))}
 	go n.follow(n.s)
 }
 
@@ -231,8 +327,9 @@ func (n *node) kill() {
 	n.c.losses = append(n.c.losses, loss{key, at})
 }
 
-// stop asks the node's process to stop, for which it has so long.
-func (n *node) stop(patience time.Duration) {
+// stop asks the node's process to stop. It may say that it could not do that in order if the database
+// is not there.
+func (n *node) stop() {
 	s, _ := n.take()
 	if s == nil {
 		return
@@ -240,7 +337,8 @@ func (n *node) stop(patience time.Duration) {
 	s.signal(syscall.SIGTERM)
 	select {
 	case <-s.ended:
-		if code := s.cmd.ProcessState.ExitCode(); code != 0 {
+		code := s.cmd.ProcessState.ExitCode()
+		if code != 0 && (code != 1 || !n.c.wreck.lately(theDatabase, 20*time.Second)) {
 			n.c.t.Errorf("%s was asked to stop: %v\n%s", n.name, s.cmd.ProcessState, lastLines(s.text(), 10))
 		}
 		s.well = true
@@ -259,14 +357,20 @@ func (n *node) signal(s syscall.Signal) {
 	}
 }
 
-// client returns the API of a node that is up; nil if it is not.
+// client returns the API of a node that is up and has one; else nil.
 func (n *node) client() *client.Client {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if !n.up {
+	if !n.up || n.role == "worker" {
 		return nil
 	}
 	return n.s.api
+}
+
+func (n *node) isUp() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.up
 }
 
 // startAll starts all nodes and waits for them.
@@ -282,7 +386,7 @@ func (c *cluster) startAll() {
 func (c *cluster) awaitAll() {
 	c.t.Helper()
 	for _, n := range c.nodes {
-		poll(c.t, n.name, func() bool { return n.client() != nil })
+		poll(c.t, n.name, n.isUp)
 	}
 }
 
@@ -308,7 +412,7 @@ func (n *node) cut(w lab.Way, database, blobs, upstream bool) {
 	if database {
 		relays = append(relays, n.database...)
 	}
-	if blobs {
+	if blobs && n.blobs != nil {
 		relays = append(relays, n.blobs)
 	}
 	if upstream {
@@ -334,7 +438,9 @@ func (c *cluster) busy(ctx context.Context, r *rand.Rand, open int) {
 			continue
 		}
 		try, cancel := context.WithTimeout(ctx, 10*time.Second)
-		c.w.keepBusy(try, api, r, 1)
+		if c.w.keepBusy(try, api, r, 1) != nil {
+			time.Sleep(100 * time.Millisecond) // as clients do
+		}
 		cancel()
 	}
 }
@@ -441,7 +547,15 @@ func (c *cluster) finish() {
 // examineByCommand has the binary examine a cluster at rest.
 func (c *cluster) examineByCommand() {
 	c.t.Helper()
-	out, err := exec.Command(offpeak, "doctor", "--database", lab.DSN(c.pg.Addrs...), "--blobs", lab.S3URL(c.s3.Addr)).CombinedOutput()
+	var databases []string
+	if c.pg != nil {
+		databases = c.pg.Addrs
+	}
+	var blobs string
+	if c.s3 != nil {
+		blobs = c.s3.Addr
+	}
+	out, err := exec.Command(offpeak, append([]string{"doctor"}, c.storage(databases, blobs)...)...).CombinedOutput()
 	if err != nil {
 		c.t.Errorf("offpeak doctor: %v\n%s", err, out)
 	}

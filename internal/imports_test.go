@@ -31,7 +31,7 @@ var allowed = map[string]string{
 	"internal/lab":             "",
 	"internal/api":             "batch blob journal openai sched",
 	"cmd/offpeak":              "api batch blob blob/bucket client doctor engine openai progress sim store upstream",
-	"bench":                    "",
+	"bench":                    "lab",
 	"bench/load":               "",
 	"bench/scheduling":         "",
 }

@@ -30,6 +30,7 @@ type cli struct {
 	Keys     keysCmd     `cmd:"" help:"API keys of the server with this data folder."`
 	Nodes    nodesCmd    `cmd:"" help:"Processes that work, or worked, on a server's batches."`
 	Doctor   doctorCmd   `cmd:"" help:"Examine a data folder: is everything there, and does it add up? Nothing is changed."`
+	Migrate  migrateCmd  `cmd:"" help:"Move a stopped server's data folder to PostgreSQL and a bucket."`
 	Health   healthCmd   `cmd:"" help:"Ask the server on this machine whether it is alive, or ready."`
 	Sim      simCmd      `cmd:"" help:"Run a simulated upstream, for trying things out and for capacity planning."`
 	Version  versionCmd  `cmd:"" help:"Print the version."`
@@ -68,6 +69,7 @@ func main() {
 	// A reader of our output that leaves makes writing to it fail, as a full disk does, so that the
 	// command can clean up and a server lives on.
 	signal.Ignore(syscall.SIGPIPE)
+	go collectLazily(ctx, os.Getenv)
 	s := &streams{In: os.Stdin, Out: os.Stdout, Err: os.Stderr, Getenv: os.Getenv, Abort: abort}
 	os.Exit(exitCode(run(ctx, s, os.Args[1:]), os.Stderr))
 }

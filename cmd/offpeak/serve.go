@@ -139,6 +139,9 @@ func (cmd *serveCmd) Run(ctx context.Context, s *streams, c *configFile, reread 
 	if n.engine != nil { // else other nodes look for themselves
 		config.Upstreams, config.Wake, config.Activity = n.engine, n.engine.Wake, n.engine.Activity
 	}
+	if cmd.cluster() {
+		config.Activity = (&activity{store: n.store, engine: n.engine, log: log}).of
+	}
 	handler := api.New(config)
 	if cmd.Role == roleWorker {
 		handler = api.NewProbes(config)

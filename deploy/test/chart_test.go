@@ -413,6 +413,7 @@ func TestRefusals(t *testing.T) {
 		{map[string]any{"layout": "both"}, "layout"},
 		{map[string]any{"replicas": 3}, "replicas"},
 		{map[string]any{"preStopSeconds": 0}, "preStopSeconds"},
+		{map[string]any{"drainSeconds": -1}, "drainSeconds"},
 		{map[string]any{"all": map[string]any{"replicas": "two"}}, "replicas"},
 	} {
 		values := valuesOf(t, chartDir+"/ci/least-values.yaml")

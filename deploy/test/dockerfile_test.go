@@ -32,6 +32,16 @@ func TestDockerfile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	for _, stage := range stages {
+		for _, c := range stage.Commands {
+			arg, ok := c.(*instructions.ArgCommand)
+			for i := 0; ok && i < len(arg.Args); i++ {
+				if a := arg.Args[i]; strings.HasPrefix(a.Key, "TARGET") && a.Value != nil {
+					t.Errorf("%s has a default, so an image for another platform would have a program for that", a.Key)
+				}
+			}
+		}
+	}
 	last := stages[len(stages)-1]
 	var user, stop string
 	var health, entry []string

@@ -30,6 +30,7 @@ var names = []string{
 		WHERE p.output_key IS NOT NULL`,
 	`SELECT p.error_key, p.error_bytes, 'batch ' || p.batch_id, b.pending, b.deleted_at FROM segments p LEFT JOIN blobs b ON b.key = p.error_key
 		WHERE p.error_key IS NOT NULL`,
+	`SELECT p.blob_key, p.bytes, 'the database', b.pending, b.deleted_at FROM storage p LEFT JOIN blobs b ON b.key = p.blob_key`,
 	`SELECT p.blob_key, p.bytes, 'upload ' || p.upload_id, b.pending, b.deleted_at FROM upload_parts p LEFT JOIN blobs b ON b.key = p.blob_key`,
 }
 
@@ -71,7 +72,8 @@ func (x *examination) examineBlobRows(ctx context.Context) error {
 		AND NOT EXISTS (SELECT 1 FROM file_parts WHERE blob_key = b.key)
 		AND NOT EXISTS (SELECT 1 FROM segments WHERE output_key = b.key)
 		AND NOT EXISTS (SELECT 1 FROM segments WHERE error_key = b.key)
-		AND NOT EXISTS (SELECT 1 FROM upload_parts WHERE blob_key = b.key) ORDER BY key LIMIT $1`, mostInAll)
+		AND NOT EXISTS (SELECT 1 FROM upload_parts WHERE blob_key = b.key)
+		AND NOT EXISTS (SELECT 1 FROM storage WHERE blob_key = b.key) ORDER BY key LIMIT $1`, mostInAll)
 	if err != nil {
 		return fmt.Errorf("blobs: %w", err)
 	}

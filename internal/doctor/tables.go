@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"math"
 	"regexp"
 	"strings"
 	"time"
@@ -201,6 +202,9 @@ func (x *examination) examineProjects(ctx context.Context) error {
 // overdue is how long after its time a sweep may take something before we wonder.
 const overdue = time.Hour
 
+// burial is how long it may take nodes to free what another held.
+const burial = 2 * time.Minute
+
 // examineNodes looks whether whoever holds something is there to work on it, and whether sweeps
 // come to pass.
 func (x *examination) examineNodes(ctx context.Context) error {
@@ -218,7 +222,12 @@ func (x *examination) examineNodes(ctx context.Context) error {
 	if x.c.alone && len(living) > 1 {
 		x.find(5, "nodes", subject{}, doRestart, "%d processes count as alive where there is room for one", len(living))
 	}
-	// With nobody alive, what is held is free as soon as somebody comes.
+	// With nobody alive, what is held is free as soon as somebody comes. Of several nodes it takes one
+	// that has been undisturbed for a while to free what another held: its death is told apart from that.
+	dead := int64(math.MaxInt64)
+	if !x.c.alone {
+		dead = x.now.Add(-burial).UnixMilli()
+	}
 	if len(living) > 0 {
 		if err := each(ctx, x.q, func(r row) error {
 			var id, what string
@@ -228,9 +237,9 @@ func (x *examination) examineNodes(ctx context.Context) error {
 			x.find(5, "held-by-the-dead", subject{Batch: id}, doRestart, "%s is held by a process that has ended, so that nobody works on it", what)
 			return nil
 		}, `SELECT g.batch_id, 'segment ' || g.id FROM segments g JOIN nodes n ON n.id = g.node_id
-				WHERE g.sealed_at IS NULL AND g.token IS NOT NULL AND n.dead_at IS NOT NULL
+				WHERE g.sealed_at IS NULL AND g.token IS NOT NULL AND n.dead_at <= $1
 			UNION ALL SELECT b.id, 'its validation' FROM batches b JOIN nodes n ON n.id = b.node_id
-				WHERE b.status = 'validating' AND b.token IS NOT NULL AND n.dead_at IS NOT NULL`); err != nil {
+				WHERE b.status = 'validating' AND b.token IS NOT NULL AND n.dead_at <= $1`, dead); err != nil {
 			return fmt.Errorf("nodes: %w", err)
 		}
 	}

@@ -44,6 +44,9 @@ func (e *Engine) Activity(b batch.Batch) batch.Activity {
 	return a
 }
 
+// Node returns under which id this process is a node.
+func (e *Engine) Node() string { return e.member.self() }
+
 // queuesOf returns what is held of a batch. e.mu is held.
 func (e *Engine) queuesOf(batchID string) (held []*queue) {
 	for _, l := range e.lanes {

@@ -30,6 +30,7 @@ type member struct {
 func cluster(t *testing.T, nodes int, c sim.Config, slots int, f func(b *bench, m []*member)) {
 	t.Helper()
 	t.Run("folder", func(t *testing.T) {
+		aboutFolders(t)
 		t.Parallel()
 		clusterOn(t, "", nodes, c, slots, f)
 	})
@@ -47,7 +48,10 @@ func clusterOn(t *testing.T, dsn string, nodes int, c sim.Config, slots int, f f
 func clusterOf(t *testing.T, dsn string, nodes int, c sim.Config, slots, lines int, f func(b *bench, m []*member)) {
 	t.Helper()
 	bubble(t, func(b *bench) {
-		b.shared, b.dsn = true, dsn
+		b.shared = true
+		if f, ok := b.storage.(folder); ok && dsn != "" {
+			b.storage = database{f, dsn}
+		}
 		b.doctor = b.newDoctor()
 		b.reopen()
 		members := make([]*member, nodes)

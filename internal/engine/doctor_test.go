@@ -14,17 +14,13 @@ import (
 // newDoctor has the folder examined with what the bench knows besides: that nobody deletes results,
 // what was uploaded, how often a request was sent, and what upstreams answer to it.
 func (b *bench) newDoctor() *doctor.Doctor {
-	o := doctor.Options{
+	return b.storage.doctor(doctor.Options{
 		Now:            func() time.Time { return time.Now().Add(time.Duration(b.ahead.Load())) }, // the store's clock
 		NothingDeleted: true,
 		Input:          func(file string) []byte { return b.inputs[file] },
 		Calls:          b.callsOnce,
 		Recorded:       b.compareAnswer,
-	}
-	if b.dsn != "" {
-		return doctor.Connect(b.dsn, b.blobs, o)
-	}
-	return doctor.Open(b.dir, o)
+	})
 }
 
 // examine has the doctor look at the folder, and holds what is recorded against what was sent.
@@ -67,6 +63,12 @@ func (b *bench) callsOnce(body []byte) int {
 func (b *bench) steal() {
 	b.Helper()
 	b.thief = true
+	if s, ok := b.storage.(*shared); ok {
+		if err := s.bury(b.Context(), b.store); err != nil {
+			b.Fatal(err)
+		}
+		return
+	}
 	if _, err := b.store.Join(b.Context(), "thief"); err != nil {
 		b.Fatal(err)
 	}
@@ -130,5 +132,26 @@ func (b *bench) results(id string) map[string]result {
 // query reads a column of the database, beside whoever works on it.
 func query[T any](b *bench, text string, args ...any) []T {
 	b.Helper()
-	return column[T](b, text, args...)
+	db, err := b.storage.read()
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer db.Close()
+	rows, err := db.QueryContext(b.Context(), text, args...)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer rows.Close()
+	var out []T
+	for rows.Next() {
+		var v T
+		if err := rows.Scan(&v); err != nil {
+			b.Fatal(err)
+		}
+		out = append(out, v)
+	}
+	if err := rows.Err(); err != nil {
+		b.Fatal(err)
+	}
+	return out
 }

@@ -6,13 +6,13 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -51,6 +51,15 @@ func TestMain(m *testing.M) {
 	if err := s.Close(); err != nil {
 		panic(err)
 	}
+	flag.Parse()
+	if *clustered { // idle connections of S3's client are nobody's leak
+		code := m.Run()
+		for _, end := range slices.Backward(servers.ends) {
+			end()
+		}
+		os.RemoveAll(template)
+		os.Exit(code)
+	}
 	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
 		os.RemoveAll(template)
 		os.Exit(code)
@@ -65,9 +74,10 @@ func sparing(i, one int) bool { return race && i%one != 0 }
 // What they leave is examined whenever one of them ends.
 type bench struct {
 	*testing.T
-	dir      string
+	dir      string // empty: what is kept is in no folder
+	storage  storage
 	store    *store.Store
-	blobs    *blob.Dir
+	blobs    blobs
 	doctor   *doctor.Doctor
 	ups      []*up
 	truth    *sim.Server             // answers as the upstreams do, and never fails
@@ -81,7 +91,6 @@ type bench struct {
 	wrong    int                     // answers that the examination found wrong
 	thief    bool                    // see steal
 	shared   bool                    // several processes work on the folder, as nodes do
-	dsn      string                  // of a database that they share instead; empty: none
 	deletes  bool                    // result files are deleted, too
 	unswept  bool                    // there was no time for a sweep
 	foreign  bool                    // answers were recorded from other upstreams than ours
@@ -91,6 +100,9 @@ type bench struct {
 // bubble runs a test on a bench where time passes only while everybody waits for it.
 func bubble(t *testing.T, f func(b *bench)) {
 	t.Helper()
+	if *clustered {
+		prepare(t)
+	}
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t)
 		b.patience = 2 * time.Hour
@@ -102,10 +114,13 @@ func bubble(t *testing.T, f func(b *bench)) {
 func newBench(t *testing.T) *bench {
 	t.Helper()
 	b := &bench{
-		T: t, dir: t.TempDir(), patience: time.Minute, owner: map[string]string{}, seen: map[string]batch.Batch{}, inputs: map[string][]byte{},
+		T: t, patience: time.Minute, owner: map[string]string{}, seen: map[string]batch.Batch{}, inputs: map[string][]byte{},
 	}
-	if err := os.CopyFS(b.dir, os.DirFS(template)); err != nil {
-		t.Fatal(err)
+	if *clustered {
+		b.storage = newShared(t)
+	} else {
+		f := newFolder(t)
+		b.dir, b.storage = string(f), f
 	}
 	b.open()
 	b.doctor = b.newDoctor()
@@ -114,27 +129,19 @@ func newBench(t *testing.T) *bench {
 
 func (b *bench) open() {
 	b.Helper()
-	o := store.Options{
+	s, blobs, err := b.storage.open(b.Context(), store.Options{
 		Now: func() time.Time { return time.Now().Add(time.Duration(b.ahead.Load())) }, Shared: b.shared,
-	}
-	var s *store.Store
-	var err error
-	if b.dsn == "" {
-		s, err = store.Open(b.Context(), b.dir, o)
-	} else {
-		s, err = store.Connect(b.Context(), b.dsn, o)
+	})
+	if s != nil {
+		b.Cleanup(func() { s.Close() })
 	}
 	if err != nil {
 		b.Fatal(err)
 	}
-	b.Cleanup(func() { s.Close() })
-	b.store = s
-	if b.blobs, err = blob.Open(filepath.Join(b.dir, "blobs")); err != nil {
-		b.Fatal(err)
-	}
+	b.store, b.blobs = s, blobs
 }
 
-// reopen opens the folder anew, as the process does that follows one that died.
+// reopen opens what is kept anew, as the process does that follows one that died.
 func (b *bench) reopen() {
 	b.Helper()
 	b.store.Close()
@@ -196,21 +203,7 @@ func (b *bench) upstream(cfg sim.Config, c upstream.Config) *up {
 	var serving sync.WaitGroup
 	serving.Go(func() { server.Serve(conns) })
 	c.URL = fmt.Sprintf("http://up%d/v1", len(b.ups))
-	c.Transport = &http.Transport{
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			if u.away.Load() {
-				return nil, &net.OpError{Op: "dial", Err: errors.New("connection refused")}
-			}
-			ours, theirs := net.Pipe()
-			select {
-			case conns <- theirs:
-				return ours, nil
-			case <-ctx.Done():
-				return nil, ctx.Err()
-			}
-		},
-		MaxIdleConnsPerHost: 100,
-	}
+	c.Dialer = &dialer{u, conns}
 	u.config = c
 	var err error
 	if u.Upstream, err = upstream.New(c); err != nil {
@@ -224,6 +217,25 @@ func (b *bench) upstream(cfg sim.Config, c upstream.Config) *up {
 	})
 	b.ups = append(b.ups, u)
 	return u
+}
+
+// A dialer connects to an upstream in memory.
+type dialer struct {
+	u     *up
+	conns pipes
+}
+
+func (d *dialer) DialContext(ctx context.Context, _, _ string) (net.Conn, error) {
+	if d.u.away.Load() {
+		return nil, &net.OpError{Op: "dial", Err: errors.New("connection refused")}
+	}
+	ours, theirs := net.Pipe()
+	select {
+	case d.conns <- theirs:
+		return ours, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
 }
 
 // handle puts h before the upstream.

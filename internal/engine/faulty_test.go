@@ -150,6 +150,18 @@ func (s *faultyStore) Bury(ctx context.Context, node string, silent time.Duratio
 	return through(s.f, "Bury", func() (batch.Burial, error) { return s.s.Bury(ctx, node, silent) })
 }
 
+func (s *faultyStore) Share(ctx context.Context, node string, claims []batch.Claim, divide func(batch.Division) (batch.Grant, batch.Search)) ([]batch.Grant, error) {
+	return through(s.f, "Share", func() ([]batch.Grant, error) { return s.s.Share(ctx, node, claims, divide) })
+}
+
+func (s *faultyStore) Tell(ctx context.Context, node string, now map[string]batch.Activity) error {
+	return throughErr(s.f, "Tell", func() error { return s.s.Tell(ctx, node, now) })
+}
+
+func (s *faultyStore) Share(ctx context.Context, node string, claims []batch.Claim, divide func(batch.Division) (batch.Grant, batch.Search)) ([]batch.Grant, error) {
+	return through(s.f, "Share", func() ([]batch.Grant, error) { return s.s.Share(ctx, node, claims, divide) })
+}
+
 func (s *faultyStore) ClaimValidating(ctx context.Context, node string) (*batch.Admission, error) {
 	return through(s.f, "ClaimValidating", func() (*batch.Admission, error) { return s.s.ClaimValidating(ctx, node) })
 }
@@ -176,6 +188,10 @@ func (s *faultyStore) ReleaseValidating(ctx context.Context, a batch.Admission) 
 
 func (s *faultyStore) ReleaseStrayBatches(ctx context.Context, node string, known []string) error {
 	return throughErr(s.f, "ReleaseStrayBatches", func() error { return s.s.ReleaseStrayBatches(ctx, node, known) })
+}
+
+func (s *faultyStore) Vacuum(ctx context.Context) error {
+	return throughErr(s.f, "Vacuum", func() error { return s.s.Vacuum(ctx) })
 }
 
 func (s *faultyStore) Unclaimed(ctx context.Context) ([]batch.Work, error) {

@@ -2,11 +2,9 @@ package engine_test
 
 import (
 	"bytes"
-	"database/sql"
 	"errors"
 	"io"
 	"net/http"
-	"path/filepath"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -37,36 +35,6 @@ func TestRecordedSoon(t *testing.T) {
 	})
 }
 
-// column reads a column of the database, past the store.
-func column[T any](b *bench, text string, args ...any) (values []T) {
-	b.Helper()
-	driver, dsn := "sqlite", "file:"+filepath.Join(b.dir, "offpeak.db")+"?mode=ro&_pragma=busy_timeout(10000)"
-	if b.dsn != "" {
-		driver, dsn = "pgx", b.dsn
-	}
-	db, err := sql.Open(driver, dsn)
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer db.Close()
-	rows, err := db.QueryContext(b.Context(), text, args...)
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer rows.Close()
-	for rows.Next() {
-		var v T
-		if err := rows.Scan(&v); err != nil {
-			b.Fatal(err)
-		}
-		values = append(values, v)
-	}
-	if err := rows.Err(); err != nil {
-		b.Fatal(err)
-	}
-	return values
-}
-
 // TestWindowsAreBounded leaves so little memory for input that each lane holds one segment.
 func TestWindowsAreBounded(t *testing.T) {
 	bubble(t, func(b *bench) {
@@ -75,7 +43,7 @@ func TestWindowsAreBounded(t *testing.T) {
 		id := b.run(chat(100, "m", "n"))
 		most := 0
 		x := b.until(id, "done", func(x batch.Batch) bool {
-			most = max(most, len(column[int64](b, "SELECT id FROM segments WHERE sealed_at IS NULL AND token IS NOT NULL")))
+			most = max(most, len(query[int64](b, "SELECT id FROM segments WHERE sealed_at IS NULL AND token IS NOT NULL")))
 			return x.Status.Terminal()
 		})
 		b.want(x, batch.Completed, 100, 100, 0)

@@ -151,8 +151,10 @@ func TestFastBesideSlow(t *testing.T) {
 				took := tap.last(`"fast"`).Sub(start)
 				b.Logf("the fast model took %v", took)
 				most := 2750 * time.Millisecond
-				if test.shared && test.batches {
-					most += 3 * time.Second // the slow one came first and had all slots; calls are not cut
+				if test.shared && (test.batches || *clustered) {
+					// The slow one came first and had all slots; calls are not cut. That can be in one
+					// batch, too, where a claim takes a moment.
+					most += 3 * time.Second
 				}
 				if took > most {
 					b.Errorf("the fast model took %v, want %v at most", took, most)

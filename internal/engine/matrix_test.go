@@ -493,6 +493,24 @@ func (o *ordeal) nodes() {
 	_, err = silent.ClaimValidating(o.Context(), node)
 	must(err)
 	h := o.serve()
+	o.try("pair", func(l *life) error { // see the command
+		p := batch.Part{Key: blob.NewKey()}
+		if err := l.store.ReserveBlob(o.Context(), p.Key); err != nil {
+			return err
+		}
+		w, err := l.blobs.Create(o.Context(), p.Key)
+		if err != nil {
+			return err
+		}
+		if _, err := w.Write([]byte("blob\n")); err != nil {
+			w.Abort()
+			return err
+		}
+		if p.Bytes, err = w.Commit(); err != nil {
+			return err
+		}
+		return l.store.Pair(o.Context(), p)
+	})
 	o.allEnd()
 	h.end()
 }
@@ -500,7 +518,7 @@ func (o *ordeal) nodes() {
 // allEnd waits for all batches, those included that nobody was told of.
 func (o *ordeal) allEnd() {
 	o.Helper()
-	ids := column[string](o.bench, "SELECT id FROM batches ORDER BY seq")
+	ids := query[string](o.bench, "SELECT id FROM batches ORDER BY seq")
 	for _, id := range ids {
 		o.look(id)
 		x := o.ends(id)
@@ -563,9 +581,9 @@ func (o *ordeal) wantNoOrphans() {
 		must(o.blobs.Delete(ctx, key))
 	}
 	must(o.store.Forget(ctx, keys))
-	named := column[string](o.bench, `SELECT key FROM blobs WHERE key IN (SELECT blob_key FROM file_parts)
-		OR key IN (SELECT blob_key FROM upload_parts) ORDER BY key`)
-	rows := column[string](o.bench, "SELECT key FROM blobs ORDER BY key")
+	named := query[string](o.bench, `SELECT key FROM blobs WHERE key IN (SELECT blob_key FROM file_parts)
+		OR key IN (SELECT blob_key FROM upload_parts) OR key IN (SELECT blob_key FROM storage) ORDER BY key`)
+	rows := query[string](o.bench, "SELECT key FROM blobs ORDER BY key")
 	var found []string
 	for info, err := range o.blobs.List(ctx) {
 		must(err)
@@ -646,6 +664,7 @@ func (b *bench) plainUpstream() {
 // after. Then whoever waits asks again, the next process takes over, and in the end nothing that
 // was acknowledged is lost, nothing recorded was sent again, and nothing is left that is not swept.
 func TestMatrix(t *testing.T) {
+	aboutFolders(t)
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	dice := rand.New(rand.NewPCG(seed, 0))

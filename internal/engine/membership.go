@@ -25,6 +25,8 @@ type members interface {
 	Heartbeat(ctx context.Context, node string) (batch.Heartbeat, error)
 	// Bury declares dead who has been silent for longer, and frees what the dead hold.
 	Bury(ctx context.Context, node string, silent time.Duration) (batch.Burial, error)
+	// Tell tells the others what goes on at the node for batches.
+	Tell(ctx context.Context, node string, now map[string]batch.Activity) error
 }
 
 const (
@@ -178,6 +180,7 @@ func (e *Engine) keepLease(ctx context.Context) {
 			return
 		}
 		e.beat(ctx)
+		e.tell(ctx)
 	}
 }
 
@@ -287,6 +290,7 @@ func (e *Engine) rejoin(ctx context.Context) error {
 		e.recorder.lose(h)
 		e.remove(h)
 	}
+	e.forfeit()
 	e.mu.Unlock()
 	e.log.Warn("taken for dead, and joined anew", "node", e.cfg.Node, "segments", lost)
 	e.member.become(node)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"offpeak/internal/batch"
@@ -14,6 +15,8 @@ type journals interface {
 	// Record records groups of different segments in one transaction, and returns the segments
 	// whose lease is lost; of those nothing is recorded. It may be repeated as it was.
 	Record(ctx context.Context, groups []batch.Group) (lost []int64, err error)
+	// Vacuum makes room for what is recorded next.
+	Vacuum(ctx context.Context) error
 	journal.Store
 }
 
@@ -24,6 +27,7 @@ type recorder struct {
 	log     *slog.Logger
 	metrics *Metrics
 	wake    chan struct{} // of capacity 1
+	commits atomic.Int64  // transactions that recorded something
 
 	mu       sync.Mutex
 	space    sync.Cond
@@ -35,6 +39,7 @@ type recorder struct {
 	hurried  bool // workers are to end and wait for nothing
 	closed   bool
 	flushes  []chan struct{} // closed once what is in groups is recorded
+	spare    [][]byte        // memory of groups that are packed, for the next ones
 }
 
 // A group is what is to be recorded of one hold next.
@@ -70,6 +75,9 @@ func (r *recorder) add(h *hold, index int, ok bool, u batch.Usage, line []byte) 
 	g := h.group
 	if g == nil {
 		g = &group{}
+		if last := len(r.spare) - 1; last >= 0 {
+			g.data, r.spare = r.spare[last], r.spare[:last]
+		}
 		h.group = g
 		r.groups = append(r.groups, h)
 	}
@@ -174,6 +182,7 @@ func (r *recorder) run(ctx context.Context, settled func(context.Context, *hold,
 		groups := make([]batch.Group, len(next.groups))
 		for i, h := range next.groups {
 			groups[i] = batch.Group{Lease: h.lease, Tally: h.lease.Tally, Data: packer.Pack(h.data)}
+			r.reuse(h.data)
 		}
 		lost, err := r.record(ctx, groups)
 		if err != nil {
@@ -236,6 +245,18 @@ func (r *recorder) collect() (next round, wait time.Duration) {
 	return next, -1
 }
 
+// spareGroups is of how many groups the memory is kept, unless they were larger than most are.
+const spareGroups = 4
+
+// reuse keeps the memory of a group that is packed.
+func (r *recorder) reuse(data []byte) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.spare) < spareGroups && cap(data) <= 2*groupBytes {
+		r.spare = append(r.spare, data[:0])
+	}
+}
+
 // record has the groups recorded, for as long as that takes. It repeats a failed transaction as it
 // was: perhaps only its reply was lost.
 func (r *recorder) record(ctx context.Context, groups []batch.Group) (lost []int64, err error) {
@@ -245,6 +266,7 @@ func (r *recorder) record(ctx context.Context, groups []batch.Group) (lost []int
 	start := time.Now()
 	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
 		if lost, err = r.store.Record(ctx, groups); err == nil {
+			r.commits.Add(1)
 			r.metrics.commit(len(groups), time.Since(start))
 			return lost, nil
 		}

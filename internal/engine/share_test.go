@@ -40,6 +40,10 @@ func saying(word string, n int) []byte {
 // hundred times the work of the others in one batch. Each gets its due in every minute, whether
 // there are many slots or few.
 func TestProjectsShareByWeight(t *testing.T) {
+	allowed := 0.05
+	if *clustered {
+		allowed = 0.1 // a claim takes a moment, in which others go first
+	}
 	for i, slots := range []int{5, 64} {
 		if sparing(i, 2) {
 			continue
@@ -72,7 +76,7 @@ func TestProjectsShareByWeight(t *testing.T) {
 					for i, name := range names {
 						got, due := tap.slots(name+" ", start, time.Now())/all, float64(weights[i])/8
 						b.Logf("%s: %.3f of the slots, due %.3f", name, got, due)
-						if tolerance := 0.05 * due; got < due-tolerance || got > due+tolerance {
+						if tolerance := allowed * due; got < due-tolerance || got > due+tolerance {
 							b.Errorf("%s has %.3f of the slots, want %.3f", name, got, due)
 						}
 					}

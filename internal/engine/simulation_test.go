@@ -38,6 +38,7 @@ var (
 // the storage and those of the upstreams are the same then. How goroutines take turns and how long a
 // retry waits are not, so a failure may take a few runs to come again: its trace is printed for that.
 func TestSimulation(t *testing.T) {
+	aboutFolders(t)
 	if *oneSeed != 0 {
 		// With one thread, goroutines take turns in nearly the same order every time.
 		defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))

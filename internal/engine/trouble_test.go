@@ -159,6 +159,7 @@ func TestStrayBatchOfWhatWasLost(t *testing.T) {
 // TestUnreadableInput loses the bytes of some inputs for a while. Other batches do not feel it, and
 // nothing is lost once the bytes are back.
 func TestUnreadableInput(t *testing.T) {
+	aboutFolders(t)
 	bubble(t, func(b *bench) {
 		b.upstream(sim.Config{Timing: sim.Timing{Latency: time.Second}}, upstream.Config{MaxInFlight: 4})
 		blobs, away := filepath.Join(b.dir, "blobs"), filepath.Join(b.dir, "away")

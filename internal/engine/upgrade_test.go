@@ -29,6 +29,7 @@ const makeFixtures = "OFFPEAK_MAKE_FIXTURE"
 // with something in every table and batches of every status. Once released, a fixture stays as it
 // is.
 func TestMakeFixture(t *testing.T) {
+	aboutFolders(t)
 	if os.Getenv(makeFixtures) == "" {
 		t.Skip("only with " + makeFixtures + "=1")
 	}
@@ -94,6 +95,7 @@ func (b *bench) furnish() {
 		b.bring(status)
 	}
 	must(b.store.ReserveBlob(ctx, blob.NewKey()))
+	must(b.store.Pair(ctx, b.part("blob")))
 
 	b.upstream(sim.Config{Timing: sim.Timing{Latency: 2 * time.Second, Jitter: 0.5}, Always400: "wrong"},
 		upstream.Config{MaxInFlight: 8, Models: []string{"m", "n"}})
@@ -112,6 +114,7 @@ func (b *bench) furnish() {
 			{Upstream: "up0", Limit: batch.LimitRequests, Stated: 600, Wants: 100, Least: 1},
 		}, sched.Divide)
 		must(err)
+		must(b.store.Tell(ctx, node, map[string]batch.Activity{cancelled: {InFlight: 3, Rate: 1.5, WaitingFor: "up0"}}))
 	}
 	must(b.store.DeleteFile(ctx, batch.DefaultProject, deleted))
 
@@ -128,6 +131,25 @@ func (b *bench) furnish() {
 	f.die()
 	b.run(chat(2, "m", "n")) // is left in validation
 	p.die()
+}
+
+// part writes a blob that is reserved.
+func (b *bench) part(text string) batch.Part {
+	b.Helper()
+	must := func(err error) {
+		if err != nil {
+			b.Helper()
+			b.Fatal(err)
+		}
+	}
+	p := batch.Part{Key: blob.NewKey()}
+	must(b.store.ReserveBlob(b.Context(), p.Key))
+	w, err := b.blobs.Create(b.Context(), p.Key)
+	must(err)
+	fmt.Fprint(w, text)
+	p.Bytes, err = w.Commit()
+	must(err)
+	return p
 }
 
 // bring brings an upload in two parts, and ends it as told.
@@ -148,14 +170,7 @@ func (b *bench) bring(status batch.UploadStatus) {
 	must(b.store.CreateUpload(b.Context(), u))
 	var ids []string
 	for _, half := range []string{text[:n/2], text[n/2:]} {
-		key := blob.NewKey()
-		must(b.store.ReserveBlob(b.Context(), key))
-		w, err := b.blobs.Create(b.Context(), key)
-		must(err)
-		fmt.Fprint(w, half)
-		size, err := w.Commit()
-		must(err)
-		part := batch.NewUploadPart(u.ID, batch.Part{Key: key, Bytes: size}, time.Now())
+		part := batch.NewUploadPart(u.ID, b.part(half), time.Now())
 		must(b.store.AddPart(b.Context(), batch.DefaultProject, part))
 		ids = append(ids, part.ID)
 	}
@@ -171,6 +186,7 @@ func (b *bench) bring(status batch.UploadStatus) {
 // TestUpgrade takes over the data folder of every former version of the schema, from a server that
 // died, and brings to an end what is in it.
 func TestUpgrade(t *testing.T) {
+	aboutFolders(t)
 	folders, err := filepath.Glob(filepath.Join(fixtures, "*"))
 	if err != nil || len(folders) == 0 {
 		t.Fatal(folders, err)

@@ -27,6 +27,9 @@ func TestWholeWay(t *testing.T) {
 
 // TestRealNetwork runs a batch over sockets, at an upstream that is killed and started again.
 func TestRealNetwork(t *testing.T) {
+	if *clustered {
+		prepare(t)
+	}
 	b := newBench(t)
 	config := sim.Config{CountCalls: true, Timing: sim.Timing{Latency: 20 * time.Millisecond, Jitter: 0.9}}
 	first, err := sim.Start(config, "127.0.0.1:0")

@@ -17,6 +17,9 @@ const (
 	batchTests    = "./internal/batch"
 	engineTests   = "./internal/engine"
 	apiTests      = "./internal/api"
+	divideTests   = "./internal/sched -rapid.checks=200 -run TestDivide|TestBucket|TestNodes"
+	limitTests    = "./internal/store -run /Limits|TestLastSlots|TestShare"
+	sharingTests  = "./internal/engine -run TestNodesShare|TestMoreNodes"
 )
 
 // mutations are the guards of docs/design.md, Leases and Promises, in its order.
@@ -53,7 +56,7 @@ var mutations = []mutation{
 	{"a claim counts as a write", "internal/store/segments.go",
 		"		c.Seq++\n", "", storeTests},
 	{"a release is the owner's", "internal/store/segments.go",
-		"		err := compareAndSet(ctx, q, l, false, `token = NULL, node_id = NULL`)\n",
+		"		err := s.compareAndSet(ctx, q, l, false, `token = NULL, node_id = NULL`)\n",
 		"		_, err := exec(ctx, q, `UPDATE segments SET token = NULL, node_id = NULL WHERE id = $1 AND sealed_at IS NULL`, l.ID)\n", storeTests},
 	{"a release follows a group that was applied after all", "internal/store/segments.go",
 		"		if errors.Is(err, errApplied) {\n			// The owner's", "		if false {\n			// The owner's", storeTests},
@@ -274,7 +277,7 @@ var mutations = []mutation{
 	{"a row is forgotten only of what was swept", "internal/store/sweep.go",
 		"DELETE FROM blobs WHERE key = $1 AND deleted_at IS NOT NULL`", "DELETE FROM blobs WHERE key = $1`", storeTests},
 	{"only batches that ended are dropped", "internal/store/sweep.go",
-		"DELETE FROM batches WHERE status IN ('completed', 'failed', 'expired', 'cancelled')\n			AND coalesce(completed_at, failed_at, expired_at, cancelled_at) <= $1`", "DELETE FROM batches WHERE coalesce(completed_at, failed_at, expired_at, cancelled_at, created_at) <= $1`", storeTests},
+		"SELECT id FROM batches WHERE status IN ('completed', 'failed', 'expired', 'cancelled')\n				AND coalesce(completed_at, failed_at, expired_at, cancelled_at) <= $1", "SELECT id FROM batches WHERE coalesce(completed_at, failed_at, expired_at, cancelled_at, created_at) <= $1", storeTests},
 	{"the bytes are synced", "internal/blob/dir.go",
 		"d.step(OpSync, w.key, w.temp.Sync)", "d.step(OpSync, w.key, func() error { return nil })", blobTests},
 	{"the folder is synced", "internal/blob/dir.go",
@@ -292,6 +295,44 @@ var mutations = []mutation{
 	{"what a crash left half-written is removed", "internal/blob/dir.go",
 		"d.step(OpTidy, key, func() error { return os.Remove(filepath.Join(d.tmp(), e.Name())) })", "error(nil)", blobTests},
 
+	// Limits for all nodes together.
+	{"a node grows only out of what nobody holds", "internal/sched/divide.go",
+		"g.Holds = max(m.Keeps, min(target, limit-held))", "g.Holds = max(m.Keeps, target)", divideTests},
+	{"a grant is never below what its holder uses", "internal/sched/divide.go",
+		"g.Holds = max(m.Keeps, min(target, limit-held))", "g.Holds = min(target, limit-held)", divideTests},
+	{"what others wait for is not used anew", "internal/sched/divide.go",
+		"	g.May = min(g.Holds, target)\n", "	g.May = g.Holds\n", divideTests},
+	{"the lowest limit counts that a node states", "internal/sched/divide.go",
+		"o.Stated > 0 && (stated == 0 || o.Stated < stated)", "o.Stated > 0 && stated == 0", divideTests},
+	{"who waits for a slot gets one", "internal/sched/divide.go",
+		"		case !q.has:\n			return 1\n", "		case !q.has:\n			return 3\n", divideTests},
+	{"one node finds the limit for all", "internal/sched/divide.go",
+		"leads = m.Auto && (led || gone || hungry && d.Now.Sub(s.At) > silence)", "leads = m.Auto || gone || hungry", divideTests},
+	{"whose limit was found by one that is gone gets another finder", "internal/sched/divide.go",
+		"leads = m.Auto && (led || gone || hungry && d.Now.Sub(s.At) > silence)", "leads = m.Auto && (led || gone && s.Node == \"\" || hungry && false)", divideTests},
+	{"a share of a rate is kept to", "internal/sched/bucket.go",
+		"	over := b.sum + min(n, b.limit) - b.share\n", "	over := b.sum + min(n, b.limit) - b.limit\n", divideTests},
+	{"one node at a time is granted its share", "internal/store/limits.go",
+		"ORDER BY name`+s.d.forUpdate, args...)", "ORDER BY name`, args...)", limitTests},
+	{"upstreams are locked in order", "internal/store/limits.go",
+		"`) ORDER BY name`+s.d.forUpdate", "`) ORDER BY length(name), random()`+s.d.forUpdate", limitTests},
+	{"a node that was taken for dead is granted nothing", "internal/store/limits.go",
+		"err == nil && !dead.IsZero()", "false", limitTests},
+	{"what the dead had in flight is free", "internal/store/limits.go",
+		"n.dead_at IS NULL OR g.kind <> 'calls' AND n.dead_at > $2", "n.dead_at IS NULL OR n.dead_at > $2", limitTests},
+	{"what the dead spent in their last minute counts", "internal/store/limits.go",
+		"n.dead_at IS NULL OR g.kind <> 'calls' AND n.dead_at > $2", "n.dead_at IS NULL AND $2 > 0", limitTests},
+	{"what is not claimed any more is given back", "internal/store/limits.go",
+		"		if _, err := exec(ctx, q, `DELETE FROM grants WHERE", "		if _, err := exec(ctx, q, `DELETE FROM grants WHERE false AND", limitTests},
+	{"a node keeps to what it is granted", "internal/engine/site.go",
+		"		room = min(room, s.allowed())\n", "", sharingTests},
+	{"what a node may use it holds until it is answered", "internal/engine/limits.go",
+		"Keeps: max(uses, s.allowance.grants[limit].May), Uses", "Keeps: uses, Uses", sharingTests},
+	{"a node with a closed gate takes work to try with", "internal/engine/claim.go",
+		"c.open = c.open || s.useful(now) > 0 ||", "c.open = c.open || s.room(now) > 0 ||", "./internal/engine -run TestUpstreamAwayFromOneNode"},
+	{"a node that is short of slots asks at once", "internal/engine/limits.go",
+		"		s.allowance.short = true\n		wake(e.wakeShare)\n", "", "./internal/engine -run TestFirstCallAmongNodes"},
+
 	// The database.
 	{"a commit is on the disk before it is acknowledged", "internal/store/dialect.go",
 		"\"synchronous(FULL)\"", "\"synchronous(NORMAL)\"", storeTests},
@@ -300,7 +341,7 @@ var mutations = []mutation{
 	{"a newer schema is refused", "internal/store/store.go",
 		"	if current > target {", "	if false {", storeTests},
 	{"a writer is the only one from its beginning", "internal/store/dialect.go",
-		"dsn()+\"&_txlock=immediate\"", "dsn()", storeTests},
+		"dsn() + \"&_txlock=immediate\"", "dsn()", storeTests},
 	{"a transaction that was only in somebody's way runs again", "internal/store/store.go",
 		"!s.d.retryable(err) || attempt == 5", "true", storeTests},
 	{"a group's format is known", "internal/journal/journal.go",
@@ -312,7 +353,7 @@ var mutations = []mutation{
 	{"1: every line is in a segment", "internal/engine/admit.go",
 		"	p.close()\n	return p.done\n", "	return p.done\n", engineTests + " -run TestMatrix/(clients|work)$"},
 	{"2: counts are of sealed segments once", "internal/store/batches.go",
-		"WHERE o.batch_id = b.id AND o.sealed_at IS NULL AND o.seq > 0)`", "WHERE o.batch_id = b.id AND o.seq > 0)`", storeTests},
+		"WHERE o.batch_id = b.id AND o.sealed_at IS NULL AND o.seq > 0) END`", "WHERE o.batch_id = b.id AND o.seq > 0) END`", storeTests},
 	{"3: a result of a call is recorded", "internal/engine/dispatch.go",
 		"			e.recorder.add(c.hold, int(c.i), r.OK(), r.Usage, line)\n", "			if c.i != 5 {\n				e.recorder.add(c.hold, int(c.i), r.OK(), r.Usage, line)\n			}\n", engineTests + " -run TestMatrix/(clients|work)$"},
 	{"4: an answer is recorded within 50 ms", "internal/engine/record.go",

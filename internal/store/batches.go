@@ -85,11 +85,11 @@ var batchColumns = `id, project_id, endpoint, model, input_file_id, output_file_
 	created_at, expires_at, in_progress_at, finalizing_at, completed_at, failed_at, expired_at, cancelling_at, cancelled_at`
 
 // withOpen adds to columns of a batch what its open segments have in the columns of the same name.
-// Of those only the few that were ever claimed are looked at.
+// Of those only the few that were ever claimed are looked at; most batches of a list have none at all.
 func withOpen(columns ...string) string {
 	for i, c := range columns {
-		columns[i] = c + ` + (SELECT CAST(coalesce(sum(o.` + c + `), 0) AS BIGINT) FROM segments o
-			WHERE o.batch_id = b.id AND o.sealed_at IS NULL AND o.seq > 0)`
+		columns[i] = c + ` + CASE b.open_segments WHEN 0 THEN 0 ELSE (SELECT CAST(coalesce(sum(o.` + c + `), 0) AS BIGINT) FROM segments o
+			WHERE o.batch_id = b.id AND o.sealed_at IS NULL AND o.seq > 0) END`
 	}
 	return strings.Join(columns, ", ")
 }
@@ -217,7 +217,7 @@ func (s *Store) ClaimValidating(ctx context.Context, node string) (a *batch.Admi
 	// Who asks four times a second for what is rarely there shall not keep writers waiting.
 	var waiting int
 	if err := s.read.QueryRowContext(ctx, `SELECT count(*) FROM (SELECT 1 FROM batches
-		WHERE status = 'validating' AND token IS NULL LIMIT 1) AS b`).Scan(&waiting); err != nil || waiting == 0 {
+		WHERE status = 'validating' AND token IS NULL LIMIT 1) AS waiting`).Scan(&waiting); err != nil || waiting == 0 {
 		return nil, err
 	}
 	err = s.tx(ctx, func(q querier) error {

@@ -152,25 +152,50 @@ func TestCutPostgres(t *testing.T) {
 	}
 }
 
-// TestPrimaryLost kills a primary that a synchronous standby follows. A store that was told of both
-// goes on with the standby as soon as that is promoted, and misses nothing that was acknowledged.
-func TestPrimaryLost(t *testing.T) {
-	primary := pgtest.Start(t)
-	dsn := func(hosts ...*pgtest.Server) string {
-		addrs := make([]string, len(hosts))
-		for i, h := range hosts {
-			addrs[i] = h.Addr()
-		}
-		return "postgres://postgres@" + strings.Join(addrs, ",") + "/postgres"
-	}
-	standby := primary.Standby(t)
-	run(t, dsn(primary), `ALTER SYSTEM SET synchronous_standby_names = 'standby'`)
-	run(t, dsn(primary), `SELECT pg_reload_conf()`)
-	for sync, db := false, raw(t, dsn(primary)); !sync; {
+// synchronous starts a primary, and a standby that each of its commits waits for.
+func synchronous(t *testing.T) (primary, standby *pgtest.Server) {
+	t.Helper()
+	primary = pgtest.Start(t)
+	standby = primary.Standby(t)
+	run(t, hosts(primary), `ALTER SYSTEM SET synchronous_standby_names = 'standby'`)
+	run(t, hosts(primary), `SELECT pg_reload_conf()`)
+	for sync, db := false, raw(t, hosts(primary)); !sync; {
 		if err := db.QueryRow(`SELECT count(*) = 1 FROM pg_stat_replication WHERE sync_state = 'sync'`).Scan(&sync); err != nil {
 			t.Fatal(err)
 		}
 	}
+	return primary, standby
+}
+
+// hosts returns a DSN of several servers.
+func hosts(servers ...*pgtest.Server) string {
+	addrs := make([]string, len(servers))
+	for i, s := range servers {
+		addrs[i] = s.Addr()
+	}
+	return "postgres://postgres@" + strings.Join(addrs, ",") + "/postgres"
+}
+
+// TestStandbyStandsStill: what is not on the standby is not committed, even where somebody has lost
+// patience with it.
+func TestStandbyStandsStill(t *testing.T) {
+	primary, standby := synchronous(t)
+	storetest.Standby(t, storetest.Database{
+		Open: func(o store.Options) (*store.Store, error) { return store.Connect(t.Context(), hosts(primary), o) },
+	}, func(still bool) {
+		if still {
+			standby.Stop(t)
+		} else {
+			standby.Continue(t)
+		}
+	})
+}
+
+// TestPrimaryLost kills a primary that a synchronous standby follows. A store that was told of both
+// goes on with the standby as soon as that is promoted, and misses nothing that was acknowledged.
+func TestPrimaryLost(t *testing.T) {
+	primary, standby := synchronous(t)
+	dsn := hosts
 	if s, err := store.Connect(t.Context(), dsn(standby), store.Options{}); err == nil {
 		s.Close()
 		t.Fatal("it connects to a standby")

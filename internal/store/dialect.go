@@ -30,11 +30,22 @@ type dialect struct {
 	// clock is the database's time in unix milliseconds, by which nodes reckon each other's leases.
 	// Empty: a database in the process has the process's.
 	clock string
+	// vacuum gives free what was deleted from the journal; empty where the database does so itself.
+	vacuum string
 	// exclusive tells that one process has the database: what a former one held is free.
 	exclusive bool
 	// migrating returns what keeps two processes from changing the schema at once; nil if nothing
 	// needs to, since they are kept apart before.
 	migrating func() (goose.ProviderOption, error)
+
+	// What CopyTo asks: the names of tables, and of one table its columns, the tables that it refers
+	// to, and the column that the database numbers.
+	tables, columns, refers, numbered string
+	// overriding is what an INSERT says that gives a number itself.
+	overriding string
+	// identity returns the last number that was given; setIdentity has the numbering go on behind it.
+	identity    func(ctx context.Context, q querier, t table) (int64, error)
+	setIdentity func(ctx context.Context, q querier, t table, last int64) error
 }
 
 // pools are the connections to one database.
@@ -61,6 +72,22 @@ var sqlite3Dialect = dialect{
 	name: "sqlite", goose: goose.DialectSQLite3,
 	open: openSQLite, check: checkSQLite, retryable: busy,
 	exclusive: true,
+	tables:    "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite%'",
+	columns:   "SELECT name FROM pragma_table_info($1)",
+	refers:    `SELECT DISTINCT "table" FROM pragma_foreign_key_list($1)`,
+	numbered: `SELECT c.name FROM sqlite_master m, pragma_table_info(m.name) c
+		WHERE m.name = $1 AND m.type = 'table' AND m.sql LIKE '%AUTOINCREMENT%' AND c.pk = 1`,
+	identity: func(ctx context.Context, q querier, t table) (int64, error) {
+		return queryInt(ctx, q, "SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = $1", t.name)
+	},
+	setIdentity: func(ctx context.Context, q querier, t table, last int64) error {
+		// A row is there only once something was inserted.
+		if _, err := exec(ctx, q, "DELETE FROM sqlite_sequence WHERE name = $1", t.name); err != nil {
+			return err
+		}
+		_, err := exec(ctx, q, "INSERT INTO sqlite_sequence (name, seq) VALUES ($1, $2)", t.name, last)
+		return err
+	},
 }
 
 // openSQLite opens two pools on one file. Writers queue for the single connection of the first;
@@ -85,12 +112,12 @@ func openSQLite(path string) (p pools, err error) {
 			os.Chmod(p, 0o600) // if it is another's, that is not for us to decide
 		}
 	}
-	if p.write, err = sql.Open("sqlite", dsn()+"&_txlock=immediate"); err != nil {
+	if p.write, err = openPrepared(dsn() + "&_txlock=immediate"); err != nil {
 		return pools{}, err
 	}
 	p.write.SetMaxOpenConns(1)
 	p.beat, p.slow = p.write, p.write
-	if p.read, err = sql.Open("sqlite", dsn("query_only(1)")); err != nil {
+	if p.read, err = openPrepared(dsn("query_only(1)")); err != nil {
 		p.write.Close()
 		return pools{}, err
 	}

@@ -4,6 +4,9 @@ import (
 	"context"
 	"database/sql/driver"
 	"errors"
+	"fmt"
+	"slices"
+	"strings"
 	"time"
 )
 
@@ -38,6 +41,77 @@ func connect(ctx context.Context, d dialect, dsn string, o Options) (*Store, err
 		return nil, errors.Join(err, s.Close())
 	}
 	return s, nil
+}
+
+// ConnectExplained connects to PostgreSQL and has every statement explained before it is run, as it is
+// about to be run; explain is given the text and the plan in JSON.
+func ConnectExplained(ctx context.Context, dsn string, o Options, explain func(query string, plan []byte)) (*Store, error) {
+	d := postgresDialect
+	d.open = func(dsn string) (pools, error) {
+		l := limits{statement: time.Minute, idle: time.Minute, connect: time.Minute}
+		return openLimited(dsn, l, func(c driver.Connector) driver.Connector { return explainedConnector{c, explain} })
+	}
+	return connect(ctx, d, dsn, o)
+}
+
+type explainedConnector struct {
+	driver.Connector
+	explain func(string, []byte)
+}
+
+func (c explainedConnector) Connect(ctx context.Context) (driver.Conn, error) {
+	got, err := c.Connector.Connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return explainedConn{got.(*conn), c.explain}, nil
+}
+
+type explainedConn struct {
+	*conn
+	explain func(string, []byte)
+}
+
+func (c explainedConn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
+	if err := c.plan(ctx, query, args); err != nil {
+		return nil, err
+	}
+	return c.conn.ExecContext(ctx, query, args)
+}
+
+func (c explainedConn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
+	if err := c.plan(ctx, query, args); err != nil {
+		return nil, err
+	}
+	return c.conn.QueryContext(ctx, query, args)
+}
+
+// plan has the statement executed, with what it does undone if it does anything.
+func (c explainedConn) plan(ctx context.Context, query string, named []driver.NamedValue) error {
+	if strings.HasPrefix(query, "SHOW") {
+		return nil
+	}
+	args := make([]any, len(named))
+	for i, a := range named {
+		args[i] = a.Value
+	}
+	pg := c.Conn.Conn()
+	if c.inTx {
+		if _, err := pg.Exec(ctx, "SAVEPOINT plan"); err != nil {
+			return err
+		}
+	}
+	var plan []byte
+	if err := pg.QueryRow(ctx, "EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) "+query, args...).Scan(&plan); err != nil {
+		return fmt.Errorf("explain %s: %w", query, err)
+	}
+	c.explain(query, plan)
+	if c.inTx {
+		if _, err := pg.Exec(ctx, "ROLLBACK TO SAVEPOINT plan"); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 type gatedConnector struct {
@@ -90,4 +164,33 @@ func (t gatedTx) Commit() error {
 		return err
 	}
 	return t.gate("COMMITTED")
+}
+
+// Dump returns every row of every table as text, sorted, and the last number that was given in each.
+func Dump(ctx context.Context, s *Store) (rows map[string][]string, numbers map[string]int64, err error) {
+	rows, numbers = map[string][]string{}, map[string]int64{}
+	tables, err := s.tables(ctx, s.read)
+	if err != nil {
+		return nil, nil, err
+	}
+	for name, t := range tables {
+		rows[name], err = all(ctx, s.read, func(r row) (string, error) {
+			values, to := make([]any, len(t.columns)), make([]any, len(t.columns))
+			for i := range values {
+				to[i] = &values[i]
+			}
+			err := r.Scan(to...)
+			return fmt.Sprintf("%q", values), err
+		}, `SELECT `+quote(t.columns...)+` FROM `+quote(name))
+		if err != nil {
+			return nil, nil, err
+		}
+		slices.Sort(rows[name])
+		if t.identity != "" {
+			if numbers[name], err = s.d.identity(ctx, s.read, t); err != nil {
+				return nil, nil, err
+			}
+		}
+	}
+	return rows, numbers, nil
 }

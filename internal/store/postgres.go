@@ -7,7 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -24,10 +26,31 @@ var postgresDialect = dialect{
 	open: openPostgres, check: checkPostgres, retryable: conflict,
 	forUpdate: " FOR UPDATE", skipLocked: " SKIP LOCKED",
 	clock: "(extract(epoch FROM clock_timestamp()) * 1000)::bigint",
+	// Another node may be at it. The end of the file is left where it is: cutting it off would lock
+	// out who records, and it is filled again in a moment.
+	vacuum: "VACUUM (SKIP_LOCKED, INDEX_CLEANUP ON, TRUNCATE OFF) journal",
 	// A lock in a table, since one of a session does not hold behind a pooler of transactions.
 	migrating: func() (goose.ProviderOption, error) {
 		l, err := lock.NewPostgresTableLocker(lock.WithTableLockTimeout(500*time.Millisecond, 600))
 		return goose.WithLocker(l), err
+	},
+	tables:  "SELECT tablename::text FROM pg_tables WHERE schemaname = current_schema()",
+	columns: "SELECT column_name::text FROM information_schema.columns WHERE table_schema = current_schema() AND table_name = $1",
+	refers: `SELECT DISTINCT o.relname::text FROM pg_constraint c JOIN pg_class r ON r.oid = c.conrelid JOIN pg_class o ON o.oid = c.confrelid
+		WHERE c.contype = 'f' AND r.relname = $1 AND r.relnamespace = current_schema()::regnamespace`,
+	numbered: `SELECT column_name::text FROM information_schema.columns
+		WHERE table_schema = current_schema() AND table_name = $1 AND is_identity = 'YES'`,
+	overriding: " OVERRIDING SYSTEM VALUE",
+	identity: func(ctx context.Context, q querier, t table) (int64, error) {
+		sequence, err := all(ctx, q, scalar[string], "SELECT pg_get_serial_sequence($1, $2)", t.name, t.identity)
+		if err != nil {
+			return 0, err
+		}
+		return queryInt(ctx, q, "SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM "+sequence[0])
+	},
+	setIdentity: func(ctx context.Context, q querier, t table, last int64) error {
+		_, err := queryInt(ctx, q, "SELECT setval(pg_get_serial_sequence($1, $2), $3)", t.name, t.identity, last)
+		return err
 	},
 }
 
@@ -271,4 +294,19 @@ func (t tx) Rollback() error {
 	defer cancel()
 	t.c.inTx = false
 	return t.c.explain(ctx, t.Tx.Rollback(ctx))
+}
+
+// Describe returns what people may see of a DSN: no password.
+func Describe(dsn string) string {
+	c, err := pgx.ParseConfig(dsn)
+	if err != nil {
+		return "postgres://…"
+	}
+	hosts := []string{net.JoinHostPort(c.Host, strconv.Itoa(int(c.Port)))}
+	for _, f := range c.Fallbacks { // one host may be there twice, with and without TLS
+		if h := net.JoinHostPort(f.Host, strconv.Itoa(int(f.Port))); !slices.Contains(hosts, h) {
+			hosts = append(hosts, h)
+		}
+	}
+	return fmt.Sprintf("postgres://%s@%s/%s", c.User, strings.Join(hosts, ","), c.Database)
 }

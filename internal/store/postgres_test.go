@@ -36,7 +36,7 @@ func postgres(t *testing.T) storetest.Shared {
 }
 
 // raw opens the database without a store.
-func raw(t *testing.T, dsn string) *sql.DB {
+func raw(t testing.TB, dsn string) *sql.DB {
 	t.Helper()
 	db, err := sql.Open("pgx", dsn)
 	if err != nil {

@@ -62,11 +62,11 @@ func (s *Store) Claim(ctx context.Context, node string, w batch.Work) (l *batch.
 // Release gives a segment back. Its journal stays for the next owner.
 func (s *Store) Release(ctx context.Context, l batch.Lease) error {
 	return s.tx(ctx, func(q querier) error {
-		err := compareAndSet(ctx, q, l, false, `token = NULL, node_id = NULL`)
+		err := s.compareAndSet(ctx, q, l, false, `token = NULL, node_id = NULL`)
 		if errors.Is(err, errApplied) {
 			// The owner's last group went through although it was told otherwise.
 			l.Seq++
-			err = compareAndSet(ctx, q, l, false, `token = NULL, node_id = NULL`)
+			err = s.compareAndSet(ctx, q, l, false, `token = NULL, node_id = NULL`)
 		}
 		return err
 	})
@@ -92,7 +92,7 @@ func (s *Store) Record(ctx context.Context, groups []batch.Group) (lost []int64,
 		for _, g := range groups {
 			t := g.Tally
 			// Whoever records something does not die of the segment's requests.
-			err := compareAndSet(ctx, q, g.Lease, false, `deaths = 0, completed = $5, failed = $6, input_tokens = $7, cached_tokens = $8,
+			err := s.compareAndSet(ctx, q, g.Lease, false, `deaths = 0, completed = $5, failed = $6, input_tokens = $7, cached_tokens = $8,
 				output_tokens = $9, reasoning_tokens = $10, total_tokens = $11`,
 				t.Completed, t.Failed, t.Usage.Input, t.Usage.Cached, t.Usage.Output, t.Usage.Reasoning, t.Usage.Total)
 			switch {
@@ -120,23 +120,26 @@ var errApplied = errors.New("already applied")
 // compareAndSet is the first statement of every write to a segment, and what makes the write
 // belong to its newest owner alone: it changes the row only if token and seq are still those of l.
 // seals tells whether the write is the segment's last; set uses placeholders from $5 on.
-func compareAndSet(ctx context.Context, q querier, l batch.Lease, seals bool, set string, args ...any) error {
+func (s *Store) compareAndSet(ctx context.Context, q querier, l batch.Lease, seals bool, set string, args ...any) error {
 	n, err := exec(ctx, q, `UPDATE segments SET seq = $4, `+set+` WHERE id = $1 AND token = $2 AND seq = $3 AND sealed_at IS NULL`,
 		append([]any{l.ID, l.Token, l.Seq, l.Seq + 1}, args...)...)
 	if err != nil || n == 1 {
 		return err
 	}
 	// Not changed: lost, unless this very write was applied and only its reply went astray. A seal
-	// stays the last write, so the row tells it from a group that came too late.
-	var applied int
-	if err := q.QueryRowContext(ctx, `SELECT count(*) FROM segments WHERE id = $1 AND token = $2 AND seq = $3
-		AND (sealed_at IS NOT NULL) = $4`, l.ID, l.Token, l.Seq+1, seals).Scan(&applied); err != nil {
+	// stays the last write, so the row tells it from a group that came too late. The row is locked,
+	// which is a write to PostgreSQL: whoever loses patience with a commit that waits for a synchronous
+	// standby has the primary show it before it is there, and only a later commit tells that it is.
+	var applied int64
+	err = q.QueryRowContext(ctx, `SELECT id FROM segments WHERE id = $1 AND token = $2 AND seq = $3
+		AND (sealed_at IS NOT NULL) = $4`+s.d.forUpdate, l.ID, l.Token, l.Seq+1, seals).Scan(&applied)
+	switch {
+	case errors.Is(err, sql.ErrNoRows):
+		return batch.ErrLeaseLost
+	case err != nil:
 		return err
 	}
-	if applied == 1 {
-		return errApplied
-	}
-	return batch.ErrLeaseLost
+	return errApplied
 }
 
 // Seal replaces the journal of a segment by the parts it was written into; a part without key
@@ -147,7 +150,7 @@ func compareAndSet(ctx context.Context, q querier, l batch.Lease, seals bool, se
 func (s *Store) Seal(ctx context.Context, l batch.Lease, output, errs batch.Part) (last bool, err error) {
 	err = s.tx(ctx, func(q querier) error {
 		last = false
-		err := compareAndSet(ctx, q, l, true, `sealed_at = $5, node_id = NULL, output_key = $6, output_bytes = $7, error_key = $8, error_bytes = $9`,
+		err := s.compareAndSet(ctx, q, l, true, `sealed_at = $5, node_id = NULL, output_key = $6, output_bytes = $7, error_key = $8, error_bytes = $9`,
 			ms(s.now()), null(output.Key), output.Bytes, null(errs.Key), errs.Bytes)
 		if errors.Is(err, errApplied) {
 			last = true // perhaps: whoever finalizes looks again
@@ -212,6 +215,17 @@ func (s *Store) JournalGroup(ctx context.Context, segment, seq int64) (data []by
 		err = batch.ErrSealed
 	}
 	return data, err
+}
+
+// Vacuum makes room in the journal for what comes next. Everything in it is deleted again within
+// seconds, and PostgreSQL by itself cleans up far too late. It is to be called every few seconds by
+// who records.
+func (s *Store) Vacuum(ctx context.Context) error {
+	if s.d.vacuum == "" {
+		return nil
+	}
+	_, err := s.slow.ExecContext(ctx, s.d.vacuum)
+	return err
 }
 
 // Segments lists the segments of a batch that is not terminal, in input order: of a sealed one the

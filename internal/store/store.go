@@ -43,6 +43,8 @@ type Options struct {
 	// Guest opens a database that a server may have open at the same moment, for commands that
 	// look at it or create keys. A guest does not lock the folder and must not Join.
 	Guest bool
+	// Moving opens a folder that was moved elsewhere, for the command that moves it: see Move.
+	Moving bool
 	// Shared has several processes work on a folder as they do on PostgreSQL, for tests of what nodes
 	// do to each other: nothing is locked, and nodes are judged by their heartbeats.
 	Shared bool
@@ -67,6 +69,12 @@ func Open(ctx context.Context, dir string, o Options) (*Store, error) {
 		var err error
 		if s.lock, err = lockFile(filepath.Join(dir, "lock"), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 			return nil, fmt.Errorf("data folder %s: %w", dir, err)
+		}
+	}
+	if !o.Moving { // asked under the lock, which whoever moves it holds
+		if err := refuseMoved(dir); err != nil {
+			s.Close()
+			return nil, err
 		}
 	}
 	// One at a time brings the schema up to date: a guest may be the first to come, or a newer one.

@@ -81,17 +81,30 @@ func (s *Store) unnameBlob(ctx context.Context, q querier, key string) error {
 }
 
 // DropBatches drops batches that ended longer than keep ago, and the keys under which they could be
-// asked for again. Their files go by their own expiry.
+// asked for again. Their files go by their own expiry. It drops some at a time: others wait meanwhile.
 func (s *Store) DropBatches(ctx context.Context, keep time.Duration) error {
-	return s.tx(ctx, func(q querier) error {
-		n, err := exec(ctx, q, `DELETE FROM batches WHERE status IN ('completed', 'failed', 'expired', 'cancelled')
-			AND coalesce(completed_at, failed_at, expired_at, cancelled_at) <= $1`, ms(s.now().Add(-keep)))
-		if err != nil || n == 0 {
+	const most = 500
+	ended := s.now().Add(-keep)
+	for {
+		var old []string
+		err := s.tx(ctx, func(q querier) (err error) {
+			old, err = all(ctx, q, scalar[string], `SELECT id FROM batches WHERE status IN ('completed', 'failed', 'expired', 'cancelled')
+				AND coalesce(completed_at, failed_at, expired_at, cancelled_at) <= $1 LIMIT $2`+s.free("batches"), ms(ended), most)
+			if err != nil || len(old) == 0 {
+				return err
+			}
+			if _, err := exec(ctx, q, `DELETE FROM batches WHERE id IN (`+in(1, len(old))+`)`, list(old)...); err != nil {
+				return err
+			}
+			// A key is as old as its batch, or came a moment later.
+			_, err = exec(ctx, q, `DELETE FROM idempotency_keys WHERE created_at <= $1
+				AND NOT EXISTS (SELECT 1 FROM batches b WHERE b.id = batch_id)`, ms(ended.Add(time.Hour)))
+			return err
+		})
+		if err != nil || len(old) < most {
 			return err
 		}
-		_, err = exec(ctx, q, `DELETE FROM idempotency_keys WHERE NOT EXISTS (SELECT 1 FROM batches b WHERE b.id = batch_id)`)
-		return err
-	})
+	}
 }
 
 // Deleted lists blobs that were swept longer than keep ago, whose bytes may go now. keep is to be

@@ -176,8 +176,8 @@ func (s *Store) sweepUploads(ctx context.Context, q querier, now time.Time, most
 	left, err := all(ctx, q, func(r row) (p batch.UploadPart, err error) {
 		err = r.Scan(&p.ID, &p.Key)
 		return p, err
-	}, `SELECT p.id, p.blob_key FROM upload_parts p JOIN uploads u ON u.id = p.upload_id
-		WHERE u.status <> 'pending' LIMIT $1`+s.free("p"), most)
+	}, `SELECT p.id, p.blob_key FROM upload_parts p
+		WHERE (SELECT u.status FROM uploads u WHERE u.id = p.upload_id) <> 'pending' LIMIT $1`+s.free("p"), most)
 	if err != nil {
 		return false, err
 	}

@@ -51,7 +51,7 @@ func TestPrefix(t *testing.T) {
 
 func open(t *testing.T, url string, opts ...bucket.Option) *bucket.Bucket {
 	t.Helper()
-	b, err := bucket.Open(t.Context(), url, append([]bucket.Option{bucket.Impatient}, opts...)...)
+	b, err := bucket.Open(t.Context(), url, append([]bucket.Option{bucket.Certain}, opts...)...)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -15,6 +15,7 @@ import (
 	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/aws-sdk-go-v2/config"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
+	"github.com/aws/smithy-go/logging"
 )
 
 // form is how the URL of a bucket looks, for error messages.
@@ -97,6 +98,7 @@ func (b *Bucket) connect(ctx context.Context, c location) error {
 		})
 	load := []func(*config.LoadOptions) error{
 		config.WithHTTPClient(client),
+		config.WithLogger(logging.Nop{}),                                   // errors say what there is to say
 		config.WithRetryer(func() aws.Retryer { return aws.NopRetryer{} }), // we repeat ourselves: see Bucket.try
 		// Other checksums than S3 has always had are foreign to most that is not Amazon's.
 		config.WithRequestChecksumCalculation(aws.RequestChecksumCalculationWhenRequired),
@@ -156,7 +158,7 @@ func whatToDo(err error, region string) string {
 	switch code, status := codeOf(err), statusOf(err); {
 	case code == "NoSuchBucket":
 		return "there is no such bucket: create it, or correct the URL"
-	case code == "InvalidAccessKeyId":
+	case code == "InvalidAccessKeyId" || code == "XAdminUserNotFound": // versitygw's
 		return "the storage does not know the key: check AWS_ACCESS_KEY_ID"
 	case code == "SignatureDoesNotMatch":
 		return "the secret does not belong to the key: check AWS_SECRET_ACCESS_KEY"

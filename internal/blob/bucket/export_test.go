@@ -1,6 +1,11 @@
 package bucket
 
-import "time"
+import (
+	"context"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/service/s3"
+)
 
 // Impatient makes a Bucket wait for nothing longer than tests like to.
 func Impatient(b *Bucket) {
@@ -15,3 +20,15 @@ func Expectant(b *Bucket) {
 	Impatient(b)
 	b.patience.unseen = 2 * time.Second
 }
+
+// Uploads counts the multipart uploads of b that were begun and not ended.
+func Uploads(ctx context.Context, b *Bucket) (int, error) {
+	out, err := b.s3.ListMultipartUploads(ctx, &s3.ListMultipartUploadsInput{Bucket: &b.name})
+	if err != nil {
+		return 0, err
+	}
+	return len(out.Uploads), nil
+}
+
+// PartBuffers returns how many buffers for parts there are, and how many are free.
+func PartBuffers(b *Bucket) (all, free int) { return cap(b.buffers.free), len(b.buffers.free) }

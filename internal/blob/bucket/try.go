@@ -82,12 +82,16 @@ func seen[T any](ctx context.Context, p patience, call func() (T, error)) (T, er
 func isFinal(err error) bool {
 	if e, ok := errors.AsType[smithy.APIError](err); ok {
 		switch e.ErrorCode() {
-		case "RequestTimeout", "SlowDown", "ConditionalRequestConflict", "OperationAborted", "RequestTimeTooSkewed", "ExpiredToken":
+		case "RequestTimeout", "ExpiredToken": // of status 400
 			return false
 		}
 	}
-	status := statusOf(err)
-	return status >= 300 && status < 500 && status != http.StatusRequestTimeout && status != http.StatusTooManyRequests
+	switch status := statusOf(err); status {
+	case http.StatusRequestTimeout, http.StatusConflict, http.StatusTooEarly, http.StatusTooManyRequests:
+		return false
+	default:
+		return status >= 300 && status < 500
+	}
 }
 
 // statusOf returns the status of the answer that err stands for; 0 if there was none.
@@ -106,10 +110,15 @@ func codeOf(err error) string {
 	return ""
 }
 
-// isNotFound reports whether an object, or a multipart upload, is not there. An answer to HEAD has
-// no body to tell why.
+// isNotFound reports whether an object, or a multipart upload, is not there. A bucket or a key pair
+// that is not there has the same status, and is another matter. An answer to HEAD has no body to
+// tell why.
 func isNotFound(err error) bool {
-	return statusOf(err) == http.StatusNotFound && codeOf(err) != "NoSuchBucket"
+	switch codeOf(err) {
+	case "NoSuchKey", "NoSuchUpload", "NotFound":
+		return statusOf(err) == http.StatusNotFound
+	}
+	return false
 }
 
 // isBeyond reports whether a range begins behind the end of its object, which is there.

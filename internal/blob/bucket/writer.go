@@ -49,6 +49,7 @@ type writer struct {
 	upload *string
 	parts  []types.CompletedPart
 	onWay  chan sent // gets the part that is on its way; nil if none is
+	shown  int       // how often we tried to make the blob visible
 }
 
 // sent is how the sending of a part ended.
@@ -204,16 +205,20 @@ func (w *writer) commit() error {
 		show = w.complete
 	}
 	err := w.b.fault.Do(blob.OpLink, w.key, show)
-	// Either somebody else has the key, or an earlier try of ours took effect and its answer was
-	// lost: then the upload is gone, too.
-	if isTaken(err) || w.upload != nil && isNotFound(err) {
+	taken := isTaken(err)
+	switch {
+	case (taken || isNotFound(err)) && w.shown > 1:
+		// An earlier try may have taken effect and its answer been lost; then the upload is gone, too.
 		return w.recognise(err)
+	case taken:
+		return fmt.Errorf("%w: %w", blob.ErrExists, err)
 	}
 	return err
 }
 
 func (w *writer) put() error {
 	return w.b.try(w.ctx, w.b.patience.part, func(ctx context.Context) error {
+		w.shown++
 		_, err := w.b.s3.PutObject(ctx, &s3.PutObjectInput{
 			Bucket: &w.b.name, Key: w.b.object(w.key), Metadata: w.metadata(), IfNoneMatch: aws.String("*"),
 			Body: bytes.NewReader(w.buf),
@@ -224,6 +229,7 @@ func (w *writer) put() error {
 
 func (w *writer) complete() error {
 	return w.b.try(w.ctx, w.b.patience.part, func(ctx context.Context) error {
+		w.shown++
 		_, err := w.b.s3.CompleteMultipartUpload(ctx, &s3.CompleteMultipartUploadInput{
 			Bucket: &w.b.name, Key: w.b.object(w.key), UploadId: w.upload, IfNoneMatch: aws.String("*"),
 			MultipartUpload: &types.CompletedMultipartUpload{Parts: w.parts},
@@ -234,7 +240,7 @@ func (w *writer) complete() error {
 
 // recognise asks whose object stands under the key, after a commit that was refused with err.
 func (w *writer) recognise(err error) error {
-	head, look := w.b.head(w.ctx, w.key)
+	head, look := seen(w.ctx, w.b.patience, func() (*s3.HeadObjectOutput, error) { return w.b.head(w.ctx, w.key) })
 	switch {
 	case look == nil && head.Metadata[attemptField] == w.attempt && aws.ToInt64(head.ContentLength) == w.size:
 		return nil

@@ -24,6 +24,9 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
+// dirEnv names the folder in which servers have theirs, where memory is too small for what is in them.
+const dirEnv = "OFFPEAK_PG_DIR"
+
 // A Server is a running PostgreSQL that anybody on this machine may use.
 type Server struct {
 	bin  string // the folder of its programs
@@ -253,7 +256,10 @@ func scratch() (*Server, error) {
 		return nil, err
 	}
 	s := &Server{bin: bin, as: &syscall.SysProcAttr{Setpgid: true}, templates: map[string]string{}} // a ^C is for the test
-	parent := "/dev/shm"
+	parent := os.Getenv(dirEnv)
+	if parent == "" {
+		parent = "/dev/shm"
+	}
 	if _, err := os.Stat(parent); err != nil {
 		parent = os.TempDir()
 	}

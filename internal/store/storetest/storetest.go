@@ -75,6 +75,8 @@ func Run(t *testing.T, fresh func(t *testing.T) Database) {
 		{"Deleted", testDeleted},
 		{"DropBatches", testDropBatches},
 		{"Join", testJoin},
+		{"Pair", testPair},
+		{"Tell", testTell},
 		{"Heartbeat", testHeartbeat},
 		{"Bury", testBury},
 		{"BuryHeldByTheDead", testBuryHeldByTheDead},
