@@ -12,6 +12,7 @@ type mutation struct {
 const (
 	storeTests    = "./internal/store -rapid.checks=20"
 	interleavings = "./internal/store -run TestInterleavings"
+	sharedTests   = "./internal/store -run TestShared"
 	blobTests     = "./internal/blob"
 	batchTests    = "./internal/batch"
 	engineTests   = "./internal/engine"
@@ -147,27 +148,27 @@ var mutations = []mutation{
 
 	// Nodes judge each other by heartbeats.
 	{"the heartbeat of a declared node fails", "internal/store/nodes.go",
-		"UPDATE nodes SET heartbeat_at = `+s.clock()+` WHERE id = $1 AND dead_at IS NULL\n", "UPDATE nodes SET heartbeat_at = `+s.clock()+` WHERE id = $1\n", storeTests},
+		"UPDATE nodes SET heartbeat_at = `+s.clock()+` WHERE id = $1 AND dead_at IS NULL\n", "UPDATE nodes SET heartbeat_at = `+s.clock()+` WHERE id = $1\n", sharedTests},
 	{"nobody is declared dead too soon", "internal/store/nodes.go",
-		"WHERE id = $1 AND dead_at IS NULL\n				AND heartbeat_at < `+now+` - $2`, n.ID, silent.Milliseconds())", "WHERE id = $1 AND dead_at IS NULL\n				AND heartbeat_at < `+now+` - $2 + 1`, n.ID, silent.Milliseconds())", storeTests},
+		"WHERE id = $1 AND dead_at IS NULL\n				AND heartbeat_at < `+now+` - $2`, n.ID, silent.Milliseconds())", "WHERE id = $1 AND dead_at IS NULL\n				AND heartbeat_at < `+now+` - $2 + 1`, n.ID, silent.Milliseconds())", sharedTests},
 	{"nobody is declared dead by a clock that was set ahead", "internal/store/nodes.go",
-		"WHERE id = $1 AND dead_at IS NULL AND heartbeat_at > `+now+` - $4)", "WHERE id = $1 AND dead_at IS NULL AND heartbeat_at > $4)", storeTests},
+		"WHERE id = $1 AND dead_at IS NULL AND heartbeat_at > `+now+` - $4)", "WHERE id = $1 AND dead_at IS NULL AND heartbeat_at > $4)", sharedTests},
 	{"a dead node judges nobody", "internal/store/nodes.go",
-		"EXISTS (SELECT 1 FROM nodes WHERE id = $1 AND dead_at IS NULL AND", "(1 = 1 OR $1 <> '') AND EXISTS (SELECT 1 FROM nodes WHERE", storeTests},
+		"EXISTS (SELECT 1 FROM nodes WHERE id = $1 AND dead_at IS NULL AND", "(1 = 1 OR $1 <> '') AND EXISTS (SELECT 1 FROM nodes WHERE", sharedTests},
 	{"who dies after the clock was set back is missed", "internal/store/nodes.go",
-		"				AND heartbeat_at > `+now+` + $2`, n.ID", "				AND heartbeat_at > `+now+` + 1000000000000 + $2`, n.ID", storeTests},
+		"				AND heartbeat_at > `+now+` + $2`, n.ID", "				AND heartbeat_at > `+now+` + 1000000000000 + $2`, n.ID", sharedTests},
 	{"what the dead held is free", "internal/store/nodes.go",
-		"`UPDATE segments SET token = NULL, node_id = NULL, deaths = deaths + 1 WHERE id`", "`UPDATE segments SET deaths = deaths + 1 WHERE id`", storeTests + " -timeout=30s"},
+		"`UPDATE segments SET token = NULL, node_id = NULL, deaths = deaths + 1 WHERE id`", "`UPDATE segments SET deaths = deaths + 1 WHERE id`", sharedTests},
 	{"what the dead validated is free", "internal/store/nodes.go",
-		"`UPDATE batches SET token = NULL, node_id = NULL WHERE id`", "`UPDATE batches SET node_id = NULL WHERE id`", storeTests},
+		"`UPDATE batches SET token = NULL, node_id = NULL WHERE id`", "`UPDATE batches SET node_id = NULL WHERE id`", sharedTests},
 	{"of the living nothing is freed", "internal/store/nodes.go",
-		"WHERE sealed_at IS NULL AND token IS NOT NULL AND node_id IN (SELECT id FROM nodes WHERE dead_at IS NOT NULL)\n		ORDER BY id LIMIT 500`, \"segments\"", "WHERE sealed_at IS NULL AND token IS NOT NULL AND node_id IN (SELECT id FROM nodes)\n		ORDER BY id LIMIT 500`, \"segments\"", storeTests},
+		"WHERE sealed_at IS NULL AND token IS NOT NULL AND node_id IN (SELECT id FROM nodes WHERE dead_at IS NOT NULL)\n		ORDER BY id LIMIT 500`, \"segments\"", "WHERE sealed_at IS NULL AND token IS NOT NULL AND node_id IN (SELECT id FROM nodes)\n		ORDER BY id LIMIT 500`, \"segments\"", sharedTests},
 	{"deaths of nodes over a segment are counted", "internal/store/nodes.go",
-		"node_id = NULL, deaths = deaths + 1 WHERE id`", "node_id = NULL WHERE id`", storeTests},
+		"node_id = NULL, deaths = deaths + 1 WHERE id`", "node_id = NULL WHERE id`", sharedTests},
 	{"a node that holds something stays", "internal/store/sweep.go",
-		"				AND NOT EXISTS (SELECT 1 FROM segments WHERE node_id = n.id)\n", "", storeTests},
+		"				AND NOT EXISTS (SELECT 1 FROM segments WHERE node_id = n.id)\n", "", sharedTests},
 	{"who seals holds no more", "internal/store/segments.go",
-		"`sealed_at = $5, node_id = NULL,", "`sealed_at = $5,", storeTests},
+		"`sealed_at = $5, node_id = NULL,", "`sealed_at = $5,", sharedTests},
 	{"without its lease a node sends nothing", "internal/engine/dispatch.go",
 		"s.alone || !e.leased(now) {", "s.alone {", engineTests + " -run TestNodeCutOff"},
 	{"a call that was chosen before the lease ended is not sent after", "internal/engine/dispatch.go",
