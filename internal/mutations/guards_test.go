@@ -39,7 +39,7 @@ var mutations = []mutation{
 	{"a write that was applied is not taken for lost", "internal/store/segments.go",
 		"	return errApplied\n}", "	return batch.ErrLeaseLost\n}", storeTests},
 	{"a write that is lost is not taken for applied", "internal/store/segments.go",
-		"		return batch.ErrLeaseLost\n	case err != nil:\n		return err\n	}\n	return errApplied", "		return errApplied\n	case err != nil:\n		return err\n	}\n	return errApplied", storeTests},
+		"	case errors.Is(err, sql.ErrNoRows):\n		return batch.ErrLeaseLost\n	case err != nil:\n		return err\n	}\n	return errApplied", "	case errors.Is(err, sql.ErrNoRows):\n		return errApplied\n	case err != nil:\n		return err\n	}\n	return errApplied", storeTests},
 	{"a group that came too late is not taken for the seal", "internal/store/segments.go",
 		"AND (sealed_at IS NOT NULL) = $4`+s.d.forUpdate", "AND $4 IS NOT NULL`+s.d.forUpdate", storeTests},
 	{"the compare-and-set comes before the journal", "internal/store/segments.go",
