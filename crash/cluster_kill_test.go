@@ -62,7 +62,7 @@ func TestClusterRounds(t *testing.T) {
 }
 
 func breakCluster(t *testing.T, r *rand.Rand, n int) {
-	c := newCluster(t, newUpstream(t, clusterSim), clusterOptions{nodes: 3, limit: clusterLimit, standby: true})
+	c := newCluster(t, newUpstream(t, clusterSim), clusterOptions{nodes: 4, limit: clusterLimit, standby: true, roles: []string{"all", "all", "worker", "api"}})
 	c.startAll()
 	stop := c.load(r)
 	begun := time.Now()

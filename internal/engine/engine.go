@@ -221,6 +221,7 @@ func (e *Engine) Run(ctx, abort context.Context) error {
 	intake.Go(func() { e.admitAll(ctx) })
 	intake.Go(func() { e.claimAll(ctx) })
 	intake.Go(func() { e.finalizeAll(ctx) })
+	intake.Go(func() { e.expireAll(ctx) })
 	intake.Go(func() { e.sweepAll(ctx) })
 	intake.Go(func() { e.vacuumAll(ctx) })
 	intake.Go(func() { e.buryAll(ctx) })

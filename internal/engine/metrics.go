@@ -32,8 +32,10 @@ type Metrics struct {
 	sharing, ofAll, granted                                      *prometheus.Desc // by upstream, where there are other nodes
 	engine                                                       *Engine
 
-	kept, moved prometheus.Counter    // of prefixes
-	used        [4]prometheus.Counter // of tokens
+	// Looked up once, since they are counted for every request.
+	kept, moved       prometheus.Counter    // of prefixes
+	used              [4]prometheus.Counter // of tokens
+	completed, failed prometheus.Counter    // of results
 }
 
 // NewMetrics returns metrics for one engine.
@@ -87,9 +89,7 @@ func NewMetrics() *Metrics {
 		m.used[i] = m.tokens.WithLabelValues(kind)
 	}
 	m.kept, m.moved = m.prefixes.WithLabelValues("kept"), m.prefixes.WithLabelValues("moved")
-	for _, outcome := range []string{"completed", "failed"} {
-		m.results.WithLabelValues(outcome) // present from the start, as zero
-	}
+	m.completed, m.failed = m.results.WithLabelValues("completed"), m.results.WithLabelValues("failed")
 	return m
 }
 
@@ -194,21 +194,37 @@ func (e *Engine) collect(c chan<- prometheus.Metric) {
 	}
 }
 
-func (m *Metrics) call(u *upstream.Upstream, class upstream.Class, d time.Duration) {
-	m.calls.WithLabelValues(u.Name(), class.String()).Inc()
-	m.latency.WithLabelValues(u.Name()).Observe(d.Seconds())
+// A callMeter counts the calls of one worker.
+type callMeter struct {
+	m       *Metrics
+	up      string
+	latency prometheus.Observer
+	classes [upstream.Aborted + 1]prometheus.Counter // those that there were; looked up once
+}
+
+func (m *Metrics) meter(u *upstream.Upstream) *callMeter {
+	return &callMeter{m: m, up: u.Name(), latency: m.latency.WithLabelValues(u.Name())}
+}
+
+func (c *callMeter) call(class upstream.Class, d time.Duration) {
+	if c.classes[class] == nil {
+		c.classes[class] = c.m.calls.WithLabelValues(c.up, class.String())
+	}
+	c.classes[class].Inc()
+	c.latency.Observe(d.Seconds())
 }
 
 func (m *Metrics) result(r batch.Result) {
-	outcome := "failed"
 	if r.OK() {
-		outcome = "completed"
+		m.completed.Inc()
+	} else {
+		m.failed.Inc()
 	}
-	m.results.WithLabelValues(outcome).Inc()
-	m.used[0].Add(float64(r.Usage.Input))
-	m.used[1].Add(float64(r.Usage.Cached))
-	m.used[2].Add(float64(r.Usage.Output))
-	m.used[3].Add(float64(r.Usage.Reasoning))
+	for i, n := range [...]int64{r.Usage.Input, r.Usage.Cached, r.Usage.Output, r.Usage.Reasoning} {
+		if n > 0 {
+			m.used[i].Add(float64(n))
+		}
+	}
 }
 
 func (m *Metrics) commit(groups int, d time.Duration) { m.commits.Observe(d.Seconds()) }

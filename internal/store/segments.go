@@ -150,7 +150,7 @@ func (s *Store) compareAndSet(ctx context.Context, q querier, l batch.Lease, sea
 func (s *Store) Seal(ctx context.Context, l batch.Lease, output, errs batch.Part) (last bool, err error) {
 	err = s.tx(ctx, func(q querier) error {
 		last = false
-		err := s.compareAndSet(ctx, q, l, true, `sealed_at = $5, output_key = $6, output_bytes = $7, error_key = $8, error_bytes = $9`,
+		err := s.compareAndSet(ctx, q, l, true, `sealed_at = $5, node_id = NULL, output_key = $6, output_bytes = $7, error_key = $8, error_bytes = $9`,
 			ms(s.now()), null(output.Key), output.Bytes, null(errs.Key), errs.Bytes)
 		if errors.Is(err, errApplied) {
 			last = true // perhaps: whoever finalizes looks again
