@@ -18,7 +18,7 @@ const (
 	engineTests   = "./internal/engine"
 	apiTests      = "./internal/api"
 	divideTests   = "./internal/sched -rapid.checks=200 -run TestDivide|TestBucket|TestNodes"
-	limitTests    = "./internal/store -run /Limits|TestLastSlots|TestShare"
+	limitTests    = "./internal/store -run Test(SQLite|Shared|Postgres|LastSlots|ShareLostReply|SharesInAnyOrder)$/Limits"
 	sharingTests  = "./internal/engine -run TestNodesShare|TestMoreNodes"
 )
 
@@ -314,14 +314,12 @@ var mutations = []mutation{
 		"	over := b.sum + min(n, b.limit) - b.share\n", "	over := b.sum + min(n, b.limit) - b.limit\n", divideTests},
 	{"one node at a time is granted its share", "internal/store/limits.go",
 		"ORDER BY name`+s.d.forUpdate, args...)", "ORDER BY name`, args...)", limitTests},
-	{"upstreams are locked in order", "internal/store/limits.go",
-		"`) ORDER BY name`+s.d.forUpdate", "`) ORDER BY length(name), random()`+s.d.forUpdate", limitTests},
 	{"a node that was taken for dead is granted nothing", "internal/store/limits.go",
 		"err == nil && !dead.IsZero()", "false", limitTests},
 	{"what the dead had in flight is free", "internal/store/limits.go",
 		"n.dead_at IS NULL OR g.kind <> 'calls' AND n.dead_at > $2", "n.dead_at IS NULL OR n.dead_at > $2", limitTests},
 	{"what the dead spent in their last minute counts", "internal/store/limits.go",
-		"n.dead_at IS NULL OR g.kind <> 'calls' AND n.dead_at > $2", "n.dead_at IS NULL AND $2 > 0", limitTests},
+		"n.dead_at IS NULL OR g.kind <> 'calls' AND n.dead_at > $2", "n.dead_at IS NULL OR g.kind <> 'calls' AND n.dead_at > $2 AND 1 = 0", limitTests},
 	{"what is not claimed any more is given back", "internal/store/limits.go",
 		"		if _, err := exec(ctx, q, `DELETE FROM grants WHERE", "		if _, err := exec(ctx, q, `DELETE FROM grants WHERE false AND", limitTests},
 	{"a node keeps to what it is granted", "internal/engine/site.go",
