@@ -359,7 +359,7 @@ func (e *Engine) capacity(k batch.Lane) capacity {
 	for _, s := range e.sites {
 		if serves, _ := s.up.Serves(k.Model); serves {
 			c.slots += s.gate.Limit()
-			c.open = c.open || s.room(now) > 0 || !s.gate.Probing()
+			c.open = c.open || s.useful(now) > 0 || !s.gate.Probing()
 		}
 	}
 	if c.lane != nil {

@@ -15,6 +15,7 @@ func (e *Engine) work(s *site, c *call) {
 	caller := s.up.NewCaller()
 	defer caller.Release()
 	wait := make(chan *call, 1)
+	meter := e.metrics.meter(s.up)
 	var line []byte
 	for ; c != nil; c = e.next(s, c, wait) {
 		start := time.Now()
@@ -23,7 +24,7 @@ func (e *Engine) work(s *site, c *call) {
 			start = time.Now()
 		}
 		a := caller.Call(c.ctx, c.lane.Endpoint, c.request().Body)
-		e.metrics.call(s.up, a.Class, time.Since(start))
+		meter.call(a.Class, time.Since(start))
 		if r, final := e.settle(s, c, a); final {
 			line = r.AppendLine(line[:0], c.lease.BatchID, c.request().Request)
 			e.recorder.add(c.hold, int(c.i), r.OK(), r.Usage, line)

@@ -67,6 +67,15 @@ func newSite(u *upstream.Upstream, m *membership) *site {
 
 // room is how many calls s may get now, whatever they come to in tokens.
 func (s *site) room(now time.Time) int {
+	room := s.useful(now)
+	if s.shared() {
+		room = min(room, s.allowed())
+	}
+	return max(room, 0)
+}
+
+// useful is how many calls s could do with now, if other nodes leave them to it.
+func (s *site) useful(now time.Time) int {
 	room := s.gate.Room(now)
 	if s.former != nil {
 		before := s.former.inFlight()
@@ -74,9 +83,6 @@ func (s *site) room(now time.Time) int {
 			s.former = nil
 		}
 		room = min(room, s.gate.Limit()-s.gate.InFlight()-before)
-	}
-	if s.shared() {
-		room = min(room, s.allowed())
 	}
 	return max(room, 0)
 }
