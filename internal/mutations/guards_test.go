@@ -56,7 +56,7 @@ var mutations = []mutation{
 	{"a claim counts as a write", "internal/store/segments.go",
 		"		c.Seq++\n", "", storeTests},
 	{"a release is the owner's", "internal/store/segments.go",
-		"		err := s.compareAndSet(ctx, q, l, false, `token = NULL, node_id = NULL`)\n",
+		"		err := s.compareAndSet(ctx, q, l, false, `token = NULL, node_id = NULL, deaths = deaths + $5`, deaths)\n",
 		"		_, err := exec(ctx, q, `UPDATE segments SET token = NULL, node_id = NULL WHERE id = $1 AND sealed_at IS NULL`, l.ID)\n", storeTests},
 	{"a release follows a group that was applied after all", "internal/store/segments.go",
 		"		if errors.Is(err, errApplied) {\n			// The owner's", "		if false {\n			// The owner's", storeTests},
