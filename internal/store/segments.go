@@ -15,8 +15,9 @@ func (s *Store) Unclaimed(ctx context.Context) ([]batch.Work, error) {
 	return all(ctx, s.read, func(r row) (w batch.Work, err error) {
 		err = r.Scan(&w.BatchID, &w.Project, &w.Weight, &w.Lane.Model, &w.Lane.Endpoint, &w.Ending, at(&w.Deadline), &w.Age, &w.Open)
 		return w, err
-	}, `SELECT b.id, b.project_id, p.weight, l.model, l.endpoint, b.ending, b.expires_at, b.seq, l.open
-		FROM batch_lanes l JOIN batches b ON b.id = l.batch_id JOIN projects p ON p.id = b.project_id
+	}, `SELECT b.id, b.project_id, (SELECT p.weight FROM projects p WHERE p.id = b.project_id), l.model, l.endpoint,
+			b.ending, b.expires_at, b.seq, l.open
+		FROM batch_lanes l JOIN batches b ON b.id = l.batch_id
 		WHERE l.open > 0 AND EXISTS (SELECT 1 FROM segments g
 			WHERE g.batch_id = l.batch_id AND g.model = l.model AND g.endpoint = l.endpoint
 			AND g.sealed_at IS NULL AND g.token IS NULL)`)
@@ -150,7 +151,8 @@ func (s *Store) compareAndSet(ctx context.Context, q querier, l batch.Lease, sea
 func (s *Store) Seal(ctx context.Context, l batch.Lease, output, errs batch.Part) (last bool, err error) {
 	err = s.tx(ctx, func(q querier) error {
 		last = false
-		err := s.compareAndSet(ctx, q, l, true, `sealed_at = $5, output_key = $6, output_bytes = $7, error_key = $8, error_bytes = $9`,
+		// Its node is not asked for any more, and PostgreSQL is not to think that the node holds it.
+		err := s.compareAndSet(ctx, q, l, true, `sealed_at = $5, node_id = NULL, output_key = $6, output_bytes = $7, error_key = $8, error_bytes = $9`,
 			ms(s.now()), null(output.Key), output.Bytes, null(errs.Key), errs.Bytes)
 		if errors.Is(err, errApplied) {
 			last = true // perhaps: whoever finalizes looks again
