@@ -7,12 +7,12 @@ test:              # everything that proves something; installs what it needs wh
 	@.ci/test
 
 build:
-	go build -trimpath -o bin/offpeak ./cmd/offpeak
+	go build -trimpath -ldflags "-s -w" -o bin/offpeak ./cmd/offpeak
 
 lint:
 	@.ci/lint
 
-bench:             # beside a bare loop of net/http, in one run; and how full upstreams are kept, in simulated time
+bench:             # beside the least that the same work costs on this machine: docs/benchmarks.md
 	go run ./bench
 
 crash:             # kill -9 at ROUNDS random moments, and whatever else breaks a process, with numbers

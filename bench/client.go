@@ -19,7 +19,8 @@ type client struct {
 
 // newClient makes a client that keeps so many connections.
 func newClient(base string, connections int) client {
-	return client{base, &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: connections, DisableCompression: true}}}
+	return client{base, &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: connections,
+		DisableCompression: true, WriteBufferSize: 256 << 10, ReadBufferSize: 256 << 10}}}
 }
 
 func (c client) do(ctx context.Context, method, path, contentType string, body io.Reader, size int64) (*http.Response, error) {

@@ -14,11 +14,10 @@ import (
 
 // env is where rows find what they need: binaries, a folder, what was asked for.
 type env struct {
-	out      io.Writer // for the table
-	full     bool
-	reps     int
-	offpeak  string
-	profiles string
+	out     io.Writer // for the table
+	full    bool
+	reps    int
+	offpeak string
 
 	began   time.Time
 	self    string // this program, for references

@@ -69,7 +69,6 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	flags.BoolVar(&e.full, "full", false, "the sizes that take long: 2 GB, 1,000,000 lines, 3,000,000 results")
 	flags.IntVar(&e.reps, "reps", 3, "repetitions whose median is taken")
 	flags.StringVar(&e.offpeak, "offpeak", "", "binary to measure; by default this tree's is built")
-	flags.StringVar(&e.profiles, "profiles", "", "folder for CPU profiles of the server, one per row")
 	if err := flags.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
 			return nil

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -48,6 +49,7 @@ func (e *env) serve(ctx context.Context, how serving) (*server, error) {
 	}
 	args = append(args, how.args...)
 	s.process = command(ctx, args[0], args[1:]...)
+	s.process.Cancel = func() error { s.signal(syscall.SIGKILL); return nil }
 	s.process.Stderr = nil
 	stderr, err := s.process.StderrPipe()
 	if err != nil {
@@ -63,6 +65,12 @@ func (e *env) serve(ctx context.Context, how serving) (*server, error) {
 		said.WriteString(log.Text() + "\n")
 		if _, url, ok := strings.Cut(log.Text(), "base_url="); ok {
 			s.client = newClient(strings.TrimSuffix(strings.Fields(url)[0], "/v1"), 64)
+		}
+	}
+	if s.pid = s.process.Process.Pid; len(how.before) > 0 {
+		if s.pid, err = childOf(s.pid); err != nil {
+			s.process.Process.Kill()
+			return nil, fmt.Errorf("child of %s: %w", how.before[0], err)
 		}
 	}
 	go func() {
@@ -85,23 +93,13 @@ func (e *env) serve(ctx context.Context, how serving) (*server, error) {
 		time.Sleep(time.Millisecond)
 	}
 	s.ready = time.Since(start)
-	s.pid = s.process.Process.Pid
-	if len(how.before) > 0 {
-		text, err := exec.Command("pgrep", "-P", strconv.Itoa(s.pid)).Output()
-		if err == nil {
-			s.pid, err = strconv.Atoi(strings.Fields(string(text))[0])
-		}
-		if err != nil {
-			s.stop()
-			return nil, fmt.Errorf("child of %s: %w", how.before[0], err)
-		}
-	}
 	return s, nil
 }
 
-// stop ends the server politely, so that its folder can be used again.
+// stop ends the server politely, so that its folder can be used again. A command in front ends with
+// it, and not the other way round: strace leaves alone what it was looking at.
 func (s *server) stop() {
-	s.process.Process.Signal(os.Interrupt)
+	s.signal(syscall.SIGTERM)
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
@@ -110,9 +108,26 @@ func (s *server) stop() {
 	select {
 	case <-ended:
 	case <-time.After(10 * time.Second):
-		s.process.Process.Kill()
+		s.signal(syscall.SIGKILL)
 		<-ended
 	}
+}
+
+func (s *server) signal(how syscall.Signal) {
+	if s.pid != 0 {
+		syscall.Kill(s.pid, how)
+	} else {
+		s.process.Process.Signal(how)
+	}
+}
+
+// childOf returns the only child of a process.
+func childOf(pid int) (child int, err error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
+	if err == nil {
+		_, err = fmt.Sscan(string(text), &child)
+	}
+	return child, err
 }
 
 // cpu is what the server has used of the processors until now. The system counts in hundredths of a

@@ -6,7 +6,10 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"io"
+	"iter"
 	"maps"
+	"math"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -21,7 +24,6 @@ import (
 	_ "github.com/jackc/pgx/v5/stdlib" // the driver
 
 	"offpeak/internal/blob"
-	"offpeak/internal/blob/bucket"
 	"offpeak/internal/client"
 	"offpeak/internal/doctor"
 	"offpeak/internal/lab"
@@ -58,13 +60,14 @@ type clusterOptions struct {
 	pooler  bool     // PgBouncer stands in front of it
 	sqlite  bool     // there is none: a node has a folder
 	folder  bool     // blobs are in one, too
-	args    []string // of every node, beside the usual ones
+	roles   []string // of nodes; those without one do everything
 }
 
 // A node is a place for a process, with relays of its own.
 type node struct {
 	c        *cluster
 	name     string
+	role     string
 	database []*lab.Relay // to each of its servers
 	blobs    *lab.Relay
 	upstream *lab.Relay
@@ -88,7 +91,7 @@ func newCluster(t *testing.T, u *upstream, o clusterOptions) *cluster {
 	l := newLab(t)
 	c := &cluster{t: t, u: u, w: newWork(), o: o, dir: t.TempDir(), recorded: map[string][32]byte{},
 		wreck: &wreck{broken: map[target]bool{}, mended: map[target]time.Time{}}}
-	u.limit = o.limit * o.nodes // until nodes share limits
+	u.limit = o.limit
 	var err error
 	var databases []string
 	if !o.sqlite {
@@ -111,7 +114,10 @@ func newCluster(t *testing.T, u *upstream, o clusterOptions) *cluster {
 		installed(t, err)
 	}
 	for i := range o.nodes {
-		n := &node{c: c, name: fmt.Sprintf("n%d", i+1), upstream: newRelay(t, u.listener.Addr().String())}
+		n := &node{c: c, name: fmt.Sprintf("n%d", i+1), role: "all", upstream: newRelay(t, u.listener.Addr().String())}
+		if i < len(o.roles) {
+			n.role = o.roles[i]
+		}
 		if !o.folder {
 			n.blobs = newRelay(t, c.s3.Addr)
 		}
@@ -135,16 +141,57 @@ func (c *cluster) newDoctor() *doctor.Doctor {
 	}
 	var blobs doctor.Blobs = blob.NewView(c.path("blobs"))
 	if !c.o.folder {
-		b, err := bucket.Open(c.t.Context(), lab.S3URL(c.s3.Addr))
-		if err != nil {
-			c.t.Fatal(err)
-		}
-		blobs = b
+		blobs = objects(c.s3.Dir)
 	}
 	if c.o.sqlite {
 		return doctor.OpenWith(c.path("data"), blobs, o)
 	}
 	return doctor.New(c.db, blobs, o)
+}
+
+// objects reads the blobs that an S3 server keeps in a folder, which is a lot faster than to ask it:
+// they are looked at after each round.
+type objects string
+
+func (o objects) Open(_ context.Context, key string, off, n int64) (io.ReadCloser, error) {
+	f, err := os.Open(filepath.Join(string(o), key))
+	if err != nil {
+		return nil, err
+	}
+	if n < 0 {
+		n = math.MaxInt64
+	}
+	return struct {
+		io.Reader
+		io.Closer
+	}{io.NewSectionReader(f, off, n), f}, nil
+}
+
+func (o objects) Size(_ context.Context, key string) (int64, error) {
+	fi, err := os.Stat(filepath.Join(string(o), key))
+	if err != nil {
+		return 0, err
+	}
+	return fi.Size(), nil
+}
+
+func (o objects) List(context.Context) iter.Seq2[blob.Info, error] {
+	return func(yield func(blob.Info, error) bool) {
+		list, err := os.ReadDir(string(o))
+		if err != nil {
+			yield(blob.Info{}, err)
+			return
+		}
+		for _, e := range list {
+			fi, err := e.Info()
+			if err != nil || blob.CheckKey(e.Name()) != nil {
+				continue // gone meanwhile, or the server's own
+			}
+			if !yield(blob.Info{Key: e.Name(), Size: fi.Size()}, nil) {
+				return
+			}
+		}
+	}
 }
 
 // path names something that all nodes see.
@@ -222,8 +269,8 @@ func (n *node) start() {
 	if n.blobs != nil {
 		blobs = n.blobs.Addr
 	}
-	args := append([]string{"serve", "--listen", "127.0.0.1:0", "--config", config, "--node", n.name}, n.c.storage(databases, blobs)...)
-	n.s = &server{process: startCommand(t, exec.Command(offpeak, append(args, n.c.o.args...)...))}
+	args := append([]string{"serve", "--listen", "127.0.0.1:0", "--config", config, "--node", n.name, "--role", n.role}, n.c.storage(databases, blobs)...)
+	n.s = &server{process: startCommand(t, exec.Command(offpeak, args...))}
 	go n.follow(n.s)
 }
 
@@ -310,14 +357,20 @@ func (n *node) signal(s syscall.Signal) {
 	}
 }
 
-// client returns the API of a node that is up; nil if it is not.
+// client returns the API of a node that is up and has one; else nil.
 func (n *node) client() *client.Client {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if !n.up {
+	if !n.up || n.role == "worker" {
 		return nil
 	}
 	return n.s.api
+}
+
+func (n *node) isUp() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.up
 }
 
 // startAll starts all nodes and waits for them.
@@ -333,7 +386,7 @@ func (c *cluster) startAll() {
 func (c *cluster) awaitAll() {
 	c.t.Helper()
 	for _, n := range c.nodes {
-		poll(c.t, n.name, func() bool { return n.client() != nil })
+		poll(c.t, n.name, n.isUp)
 	}
 }
 
@@ -385,7 +438,9 @@ func (c *cluster) busy(ctx context.Context, r *rand.Rand, open int) {
 			continue
 		}
 		try, cancel := context.WithTimeout(ctx, 10*time.Second)
-		c.w.keepBusy(try, api, r, 1)
+		if c.w.keepBusy(try, api, r, 1) != nil {
+			time.Sleep(100 * time.Millisecond) // as clients do
+		}
 		cancel()
 	}
 }

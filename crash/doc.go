@@ -7,6 +7,9 @@
 // examined as it lies there, which tells what was recorded; the upstream then tells whether any of
 // it was asked for again.
 //
+// A cluster is several nodes on PostgreSQL with a synchronous standby and on S3 (package lab). Each
+// node has relays of its own to those and to the upstream, which can be cut.
+//
 //	go test ./crash                  a few rounds of everything
 //	make crash ROUNDS=100            more of them, and numbers
 //
@@ -14,6 +17,6 @@
 // again. The moment of a kill is among that, yet no two runs interleave alike. A fault of the disk is
 // named when it breaks something, and OFFPEAK_CRASH_FAULT=fsync:error=EIO:when=14+ has it again.
 //
-// Some tests need root (a disk of their own), strace, or leave to trace a process. Without that they
-// are skipped, and fail where CI=true.
+// Some tests need root (a disk of their own), strace, leave to trace a process, PostgreSQL, PgBouncer,
+// or versitygw. Without that they are skipped, and fail where CI=true.
 package crash

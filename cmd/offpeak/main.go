@@ -69,6 +69,7 @@ func main() {
 	// A reader of our output that leaves makes writing to it fail, as a full disk does, so that the
 	// command can clean up and a server lives on.
 	signal.Ignore(syscall.SIGPIPE)
+	go collectLazily(ctx, os.Getenv)
 	s := &streams{In: os.Stdin, Out: os.Stdout, Err: os.Stderr, Getenv: os.Getenv, Abort: abort}
 	os.Exit(exitCode(run(ctx, s, os.Args[1:]), os.Stderr))
 }

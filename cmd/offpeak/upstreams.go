@@ -346,13 +346,7 @@ func printUpstreams(w io.Writer, ups []openai.Upstream, json bool) error {
 		}
 	}
 	err := printList(w, all, 0, json, "NAME\tSTATUS\tIN FLIGHT\tLIMIT\tRUNNING\tWAITING\tPER MINUTE\tMODELS", func(u openai.Upstream) string {
-		limit := strconv.Itoa(u.Limit)
-		switch {
-		case u.MaxInFlight == nil && u.Limit == 0:
-			limit = "auto"
-		case u.MaxInFlight == nil:
-			limit += " (auto)"
-		}
+		limit := upstreamLimit(u)
 		return fmt.Sprintf("%s\t%s\t%d\t%s\t%s\t%s\t%s\t%s", u.Name, upstreamStatus(u), u.InFlight, limit,
 			orNone(u.Running), orNone(u.Waiting), perMinute(u), upstreamModels(u))
 	})
@@ -369,6 +363,23 @@ func printUpstreams(w io.Writer, ups []openai.Upstream, json bool) error {
 	return nil
 }
 
+// upstreamLimit says how many requests it may get at a time, of this node and of all.
+func upstreamLimit(u openai.Upstream) string {
+	limit := strconv.Itoa(u.Limit)
+	auto := u.MaxInFlight == nil
+	switch c := u.Cluster; {
+	case auto && u.Limit == 0:
+		return "auto"
+	case c != nil && auto:
+		return fmt.Sprintf("%d of %d (auto, nodes: %d)", c.Granted, c.Limit, c.Nodes)
+	case c != nil:
+		return fmt.Sprintf("%d of %d (nodes: %d)", c.Granted, c.Limit, c.Nodes)
+	case auto:
+		return limit + " (auto)"
+	}
+	return limit
+}
+
 // upstreamStatus says in a word or two how an upstream is.
 func upstreamStatus(u openai.Upstream) string {
 	until := unixTime(deref(u.ThrottledUntil))
@@ -379,7 +390,7 @@ func upstreamStatus(u openai.Upstream) string {
 		return "down"
 	case until.After(time.Now()):
 		return "throttled until " + until.Format("15:04:05")
-	case u.Limit > 0 && u.InFlight >= u.Limit:
+	case u.Cluster != nil && u.Cluster.InFlight >= u.Cluster.Limit, u.Cluster == nil && u.Limit > 0 && u.InFlight >= u.Limit:
 		return "full"
 	}
 	return "ok"

@@ -1,7 +1,6 @@
 package api
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -102,32 +101,32 @@ func (f *form) read(w *response, r *http.Request) error {
 	// and as much more, again and again, as was taken out as part of the file.
 	f.body = w.body
 	f.body.left, f.body.whole = maxFormExtra+formBuffers, false
-	r.Body = io.NopCloser(bufio.NewReaderSize(r.Body, formBuffer)) // parts are read 4 KiB at a time
-	parts, err := r.MultipartReader()
+	parts, err := newParts(r)
 	if err != nil {
 		return errNotForm
 	}
 	for range maxFormParts {
-		part, err := parts.NextPart()
+		part, err := parts.next()
 		if err == io.EOF {
 			return nil
 		}
 		if err != nil {
 			return f.error(err)
 		}
-		take := f.readField
 		if part.FormName() == f.name {
-			take = f.readFile
+			err = f.readFile(r.Context(), parts, part)
+		} else {
+			err = f.readField(part)
 		}
-		if err := take(r.Context(), part); err != nil {
+		if err != nil {
 			return err
 		}
 	}
 	return errNotForm
 }
 
-func (f *form) readField(_ context.Context, part *multipart.Part) error {
-	value, err := io.ReadAll(io.LimitReader(part, maxFormField+1))
+func (f *form) readField(part *multipart.Part) error {
+	value, err := io.ReadAll(io.LimitReader(content(part), maxFormField+1))
 	if err != nil {
 		return f.error(err)
 	}
@@ -140,7 +139,7 @@ func (f *form) readField(_ context.Context, part *multipart.Part) error {
 	return nil
 }
 
-func (f *form) readFile(ctx context.Context, part *multipart.Part) error {
+func (f *form) readFile(ctx context.Context, parts *parts, part *multipart.Part) error {
 	if f.blob != nil {
 		return &batch.Error{Kind: batch.Invalid, Param: f.name,
 			Msg: fmt.Sprintf("Invalid '%s': only one file can be uploaded at a time.", f.name)}
@@ -153,12 +152,13 @@ func (f *form) readFile(ctx context.Context, part *multipart.Part) error {
 	if err := f.createBlob(ctx); err != nil {
 		return err
 	}
-	size, err := io.Copy(io.MultiWriter(f.blob, f.sink), io.LimitReader(formReader{f, part}, most+1))
+	taken := func(n int) { f.body.left += int64(n) } // that is not the form's
+	f.size, err = parts.copyTo(io.MultiWriter(f.blob, f.sink), part, most, taken, f.error)
+	if errors.Is(err, errTooMuch) {
+		return f.tooLarge
+	}
 	if err != nil {
 		return fmt.Errorf("receive upload: %w", err)
-	}
-	if f.size = size; size > most {
-		return f.tooLarge
 	}
 	return nil
 }
@@ -245,22 +245,6 @@ func (f *form) error(err error) error {
 		return err
 	}
 	return errNotForm
-}
-
-// A formReader reads a part of a form. Its errors are those of form.error: who copies from it to a
-// blob can tell whose they are.
-type formReader struct {
-	form *form
-	part *multipart.Part
-}
-
-func (r formReader) Read(p []byte) (int, error) {
-	n, err := r.part.Read(p)
-	r.form.body.left += int64(n)
-	if err != nil && err != io.EOF {
-		err = r.form.error(err)
-	}
-	return n, err
 }
 
 // maxFirstLine is how much is kept of a first line. Nearly all are shorter; what is longer is left

@@ -24,6 +24,9 @@ func wireUpstream(u batch.UpstreamState) openai.Upstream {
 		RequestsPerMinute: limit(u.RequestsPerMinute), TokensPerMinute: limit(u.TokensPerMinute),
 		Shared: u.Shared, Weight: u.Weight,
 	}
+	if u.Nodes > 0 {
+		w.Cluster = &openai.UpstreamShare{Nodes: u.Nodes, InFlight: u.AllInFlight, Limit: u.AllLimit, Granted: u.Granted}
+	}
 	if u.Observed {
 		w.Running, w.Waiting = &u.Running, &u.Waiting
 	}

@@ -64,6 +64,7 @@ type Grant struct {
 	Upstream string
 	Limit    Limit
 	Of       int64 // the limit of all nodes together; 0: there is none
+	Stated   int64 // the lowest that a node's settings say; 0: none do
 	Nodes    int   // among whom it is divided
 	// Holds is what nobody else gets, May what the node may use from now on. May is less where others
 	// wait for what it still has in use.

@@ -20,6 +20,11 @@ type UpstreamState struct {
 	Limit          int // of them, at this moment
 	Max            int // that the operator allows; 0: the limit is found out
 	ThrottledUntil time.Time
+	// Where several nodes keep the limits together.
+	Nodes       int   // 0: this node has the upstream to itself
+	AllInFlight int64 // calls of all nodes
+	AllLimit    int64 // of them, at this moment
+	Granted     int64 // of that, to this node
 	// Observed tells that the upstream says of itself how many requests it works on and how many wait
 	// there, whoever's they are.
 	Observed         bool

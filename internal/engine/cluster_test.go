@@ -19,8 +19,10 @@ import (
 type member struct {
 	*process
 	*faults
-	up   *up
-	away atomic.Bool // nothing that it asks of the store has an effect
+	up    *up
+	lines int                                    // of a segment, at most
+	away  atomic.Bool                            // nothing that it asks of the store has an effect
+	hook  atomic.Pointer[func(op string, n int)] // is called before each operation; nil: nothing is
 }
 
 // cluster runs a test on a bench that nodes share, each with its own upstream, once with a folder and
@@ -40,6 +42,11 @@ func cluster(t *testing.T, nodes int, c sim.Config, slots int, f func(b *bench, 
 
 func clusterOn(t *testing.T, dsn string, nodes int, c sim.Config, slots int, f func(b *bench, m []*member)) {
 	t.Helper()
+	clusterOf(t, dsn, nodes, c, slots, 20, f)
+}
+
+func clusterOf(t *testing.T, dsn string, nodes int, c sim.Config, slots, lines int, f func(b *bench, m []*member)) {
+	t.Helper()
 	bubble(t, func(b *bench) {
 		b.shared = true
 		if f, ok := b.storage.(folder); ok && dsn != "" {
@@ -49,7 +56,7 @@ func clusterOn(t *testing.T, dsn string, nodes int, c sim.Config, slots int, f f
 		b.reopen()
 		members := make([]*member, nodes)
 		for i := range members {
-			members[i] = &member{up: b.upstream(c, upstream.Config{MaxInFlight: slots, Models: []string{"m"}})}
+			members[i] = &member{lines: lines, up: b.upstream(c, upstream.Config{MaxInFlight: slots, Models: []string{"m"}})}
 		}
 		for i, m := range members {
 			m.join(b, fmt.Sprint("node ", i))
@@ -67,7 +74,12 @@ func (m *member) join(b *bench, name string) {
 		}
 		return done
 	})
-	m.process = b.start(m.in, small(20), func(c *engine.Config) {
+	m.faults.before = func(op string, n int) {
+		if f := m.hook.Load(); f != nil {
+			(*f)(op, n)
+		}
+	}
+	m.process = b.start(m.in, small(m.lines), func(c *engine.Config) {
 		c.Node, c.Upstreams = name, upstream.NewPool(m.up.Upstream)
 		*c = c.WithPoll(250 * time.Millisecond)
 	})
@@ -185,7 +197,7 @@ func TestLastNodeLoss(t *testing.T) {
 // others take what it held, joins anew once it can, and its answers count as far as they were
 // recorded before.
 func TestNodeCutOff(t *testing.T) {
-	cluster(t, 2, sim.Config{Timing: sim.Timing{Latency: 2 * time.Second}}, 4, func(b *bench, m []*member) {
+	clusterOf(t, storetest.Postgres(t), 2, sim.Config{Timing: sim.Timing{Latency: time.Second, Jitter: 0.5}}, 4, 200, func(b *bench, m []*member) {
 		text := chat(1000)
 		id := b.run(text)
 		time.Sleep(30 * time.Second)
@@ -201,7 +213,7 @@ func TestNodeCutOff(t *testing.T) {
 				b.Fatalf("%v after it was cut off, the node still sends, and is taken for dead", time.Since(cut))
 			}
 		}
-		if after := at.Sub(cut); after > 14*time.Second {
+		if after := at.Sub(cut); after > 13100*time.Millisecond || after < 7*time.Second {
 			b.Errorf("the node sent its last request %v after it was cut off", after)
 		}
 		if b.nodes("dead")["node 0"].ID == "" {
@@ -216,7 +228,7 @@ func TestNodeCutOff(t *testing.T) {
 			b.Error("the node sends nothing after it has joined anew")
 		}
 		b.want(b.ends(id), batch.Completed, 1000, 1000, 0)
-		if n := b.sent(text) - 1000; n > 4+4+60 { // what it held in memory meanwhile is little, as it stopped
+		if n := b.sent(text) - 1000; n > 4+4+4*20 { // what it held in memory meanwhile is little, as it stopped
 			b.Errorf("%d requests were sent again", n)
 		}
 		drainAll(m)
@@ -417,4 +429,58 @@ func TestUpstreamAwayFromOneNode(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestSlowHeartbeat has the database take its time with a heartbeat and fall silent then. The lease is
+// reckoned from when the heartbeat was sent: that is the least that others reckon.
+func TestSlowHeartbeat(t *testing.T) {
+	clusterOf(t, "", 2, sim.Config{Timing: sim.Timing{Latency: time.Second, Jitter: 0.5}}, 4, 200, func(b *bench, m []*member) {
+		var sent time.Time
+		var slow atomic.Bool
+		m[0].hook.Store(new(func(op string, n int) {
+			switch {
+			case slow.Load():
+				m[0].away.Store(true)
+			case op == "Heartbeat" && n == 5:
+				sent = time.Now()
+				time.Sleep(4 * time.Second)
+				slow.Store(true)
+			}
+		}))
+		id := b.run(chat(800))
+		last, at := 0, time.Now()
+		for range 50 * 20 {
+			time.Sleep(50 * time.Millisecond)
+			if n := m[0].up.Calls().Calls; n != last {
+				last, at = n, time.Now()
+			}
+		}
+		if after := at.Sub(sent); sent.IsZero() || after < 11*time.Second || after > 13100*time.Millisecond {
+			b.Errorf("the last request was sent %v after the last heartbeat, want 13s at most", after)
+		}
+		m[0].hook.Store(nil)
+		m[0].away.Store(false)
+		b.want(b.ends(id), batch.Completed, 800, 800, 0)
+		drainAll(m)
+	})
+}
+
+// TestStrayOfCluster commits a claim of a node long after the node has given it up. The node does not
+// know of it, and gives it back with one of its next heartbeats.
+func TestStrayOfCluster(t *testing.T) {
+	cluster(t, 2, sim.Config{Timing: sim.Timing{Latency: time.Second}}, 4, func(b *bench, m []*member) {
+		b.patience = 10 * time.Minute
+		id := b.run(chat(200))
+		time.Sleep(7 * time.Second)
+		stray, err := b.store.Claim(b.Context(), b.nodes("live")["node 0"].ID, batch.Work{BatchID: id, Lane: batch.Lane{Model: "m", Endpoint: endpoint}})
+		if stray == nil || err != nil {
+			b.Fatalf("Claim() = %v, %v", stray, err)
+		}
+		time.Sleep(6 * time.Second)
+		if held := query[int64](b, "SELECT count(*) FROM segments WHERE token = $1 AND sealed_at IS NULL", stray.Token)[0]; held > 0 {
+			b.Error("the stray is still held")
+		}
+		b.want(b.ends(id), batch.Completed, 200, 200, 0)
+		drainAll(m)
+	})
 }

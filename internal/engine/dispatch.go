@@ -15,6 +15,7 @@ func (e *Engine) work(s *site, c *call) {
 	caller := s.up.NewCaller()
 	defer caller.Release()
 	wait := make(chan *call, 1)
+	meter := e.metrics.meter(s.up)
 	var line []byte
 	for ; c != nil; c = e.next(s, c, wait) {
 		start := time.Now()
@@ -23,7 +24,7 @@ func (e *Engine) work(s *site, c *call) {
 			start = time.Now()
 		}
 		a := caller.Call(c.ctx, c.lane.Endpoint, c.request().Body)
-		e.metrics.call(s.up, a.Class, time.Since(start))
+		meter.call(a.Class, time.Since(start))
 		if r, final := e.settle(s, c, a); final {
 			line = r.AppendLine(line[:0], c.lease.BatchID, c.request().Request)
 			e.recorder.add(c.hold, int(c.i), r.OK(), r.Usage, line)
@@ -82,6 +83,9 @@ func (e *Engine) take(s *site) *call {
 		if at := s.gate.Next(now); !at.IsZero() && s.hasWork() {
 			e.ringAt(at)
 		}
+		if s.shared() && s.allowed() <= 0 && s.hasWork() {
+			e.askMore(s)
+		}
 		return nil
 	}
 	if s.pending != nil && s.gate.InFlight() > 0 {
@@ -98,10 +102,12 @@ func (e *Engine) take(s *site) *call {
 		return nil
 	}
 	tokens := int64(0)
-	if s.up.Limits().TokensPerMinute > 0 {
+	if s.tokens.Limit() > 0 {
 		tokens = q.share.lane.tokens.estimate(next.requests[next.i].Body)
 	}
+	s.allowance.needs = tokens
 	if wait, _ := s.limited(tokens, now); wait > 0 {
+		e.askMore(s)
 		e.ringAt(now.Add(wait))
 		return nil
 	}

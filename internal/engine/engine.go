@@ -36,6 +36,7 @@ type Store interface {
 	journals
 	sweeps
 	members
+	limits
 }
 
 // Blobs is what the engine needs of the bytes; see package blob for what it promises.
@@ -86,11 +87,13 @@ type Engine struct {
 	member  *membership
 	born    time.Time // when it was made: monotonic time is counted from then
 
-	wakeAdmit, wakeClaim, wakeFinalize chan struct{} // of capacity 1
+	wakeAdmit, wakeClaim, wakeFinalize, wakeShare chan struct{} // of capacity 1
 
 	recorder *recorder
 	workers  sync.WaitGroup
 	seals    chan *hold
+
+	reach reach
 
 	told bool // the others know of something that goes on here; owned by keepLease
 
@@ -160,7 +163,7 @@ func New(c Config) *Engine {
 	}
 	e := &Engine{
 		cfg: c, store: c.Store, blobs: c.Blobs, pool: c.Upstreams, log: c.Log, metrics: c.Metrics,
-		wakeAdmit: make(chan struct{}, 1), wakeClaim: make(chan struct{}, 1), wakeFinalize: make(chan struct{}, 1),
+		wakeAdmit: make(chan struct{}, 1), wakeClaim: make(chan struct{}, 1), wakeFinalize: make(chan struct{}, 1), wakeShare: make(chan struct{}, 1),
 		seals: make(chan *hold, 256), member: newMembership(), born: time.Now(),
 		lanes: map[batch.Lane]*lane{}, holds: map[int64]*hold{}, shunned: map[string]time.Time{},
 		admitted: map[string]bool{}, waiting: map[string]string{}, unserved: map[string]batch.Lane{}, paces: map[work]*sched.Pace{},
@@ -220,9 +223,15 @@ func (e *Engine) Run(ctx, abort context.Context) error {
 	intake.Go(func() { e.admitAll(ctx) })
 	intake.Go(func() { e.claimAll(ctx) })
 	intake.Go(func() { e.finalizeAll(ctx) })
+	intake.Go(func() { e.expireAll(ctx) })
 	intake.Go(func() { e.sweepAll(ctx) })
 	intake.Go(func() { e.vacuumAll(ctx) })
 	intake.Go(func() { e.buryAll(ctx) })
+	// What of the limits is not used any more is given to others, until the last call has ended.
+	var sharing sync.WaitGroup
+	calling, allEnded := context.WithCancel(context.WithoutCancel(ctx))
+	defer allEnded()
+	sharing.Go(func() { e.shareAll(calling) })
 	// The lease is kept until the last result is recorded.
 	var beating sync.WaitGroup
 	living, expire := context.WithCancel(context.WithoutCancel(ctx))
@@ -243,6 +252,8 @@ func (e *Engine) Run(ctx, abort context.Context) error {
 	e.drain()
 	e.workers.Wait()
 	intake.Wait()
+	allEnded()
+	sharing.Wait()
 	// The database may be away. What cannot be recorded now is sent again another time.
 	defer time.AfterFunc(10*time.Second, stopRecording).Stop()
 	e.recorder.close()
@@ -253,6 +264,7 @@ func (e *Engine) Run(ctx, abort context.Context) error {
 	defer cancel()
 	e.finalizeReady(farewell)
 	e.releaseAll(farewell)
+	e.shareLast(farewell)
 	expire()
 	beating.Wait()
 	return e.store.Leave(farewell, e.member.self())

@@ -203,21 +203,7 @@ func (b *bench) upstream(cfg sim.Config, c upstream.Config) *up {
 	var serving sync.WaitGroup
 	serving.Go(func() { server.Serve(conns) })
 	c.URL = fmt.Sprintf("http://up%d/v1", len(b.ups))
-	c.Transport = &http.Transport{
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			if u.away.Load() {
-				return nil, &net.OpError{Op: "dial", Err: errors.New("connection refused")}
-			}
-			ours, theirs := net.Pipe()
-			select {
-			case conns <- theirs:
-				return ours, nil
-			case <-ctx.Done():
-				return nil, ctx.Err()
-			}
-		},
-		MaxIdleConnsPerHost: 100,
-	}
+	c.Dialer = &dialer{u, conns}
 	u.config = c
 	var err error
 	if u.Upstream, err = upstream.New(c); err != nil {
@@ -231,6 +217,25 @@ func (b *bench) upstream(cfg sim.Config, c upstream.Config) *up {
 	})
 	b.ups = append(b.ups, u)
 	return u
+}
+
+// A dialer connects to an upstream in memory.
+type dialer struct {
+	u     *up
+	conns pipes
+}
+
+func (d *dialer) DialContext(ctx context.Context, _, _ string) (net.Conn, error) {
+	if d.u.away.Load() {
+		return nil, &net.OpError{Op: "dial", Err: errors.New("connection refused")}
+	}
+	ours, theirs := net.Pipe()
+	select {
+	case d.conns <- theirs:
+		return ours, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
 }
 
 // handle puts h before the upstream.

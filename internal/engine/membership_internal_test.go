@@ -2,11 +2,15 @@ package engine
 
 import (
 	"context"
+	"io"
+	"net/http"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"offpeak/internal/batch"
+	"offpeak/internal/sched"
 	"offpeak/internal/upstream"
 )
 
@@ -125,3 +129,55 @@ func TestAwaitLease(t *testing.T) {
 		}
 	})
 }
+
+// TestSuspendedBeforeSending has the lease end between the choice of a call and its being sent, as it does
+// for a process that is stopped there. The call waits for the lease, and goes on with it.
+func TestSuspendedBeforeSending(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		calls := 0
+		up, err := upstream.New(upstream.Config{URL: "http://up/v1", MaxInFlight: 1, Models: []string{"m"}, Transport: roundTrip(
+			func(r *http.Request) (*http.Response, error) {
+				calls++
+				return &http.Response{StatusCode: 200, Body: io.NopCloser(strings.NewReader("{}")), Header: http.Header{}, Request: r}, nil
+			})})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer up.Close()
+		e := New(Config{Upstreams: upstream.NewPool(up)})
+		e.alarm = time.AfterFunc(time.Hour, e.ring)
+		defer e.alarm.Stop()
+		e.member.become("node")
+		e.renew("node", e.instant(time.Now()), batch.Heartbeat{Lasts: 15 * time.Second, Nodes: 2})
+
+		h := holdOf("{}")
+		h.open, h.lease.Lane.Endpoint = 1, "/v1/chat/completions"
+		h.ctx, h.cancel = context.WithCancelCause(t.Context())
+		h.lane = &lane{Lane: h.lease.Lane}
+		e.lanes[h.lease.Lane] = h.lane
+		e.route(h.lane)
+		h.lane.queue(batch.Work{Lane: h.lease.Lane}, time.Now()).add(h, time.Now())
+		h.queue.pace = &sched.Pace{}
+		e.mu.Lock()
+		c := e.take(e.sites[0])
+		e.sites[0].busy++
+		e.draining = true // the worker ends after its call
+		e.mu.Unlock()
+
+		time.Sleep(time.Hour)
+		go e.work(e.sites[0], c)
+		synctest.Wait()
+		if calls != 0 {
+			t.Error("a call is sent without a lease")
+		}
+		e.renew("node", e.instant(time.Now()), batch.Heartbeat{Lasts: 15 * time.Second, Nodes: 2})
+		synctest.Wait()
+		if calls != 1 {
+			t.Errorf("%d calls are sent once the lease is renewed", calls)
+		}
+	})
+}
+
+type roundTrip func(*http.Request) (*http.Response, error)
+
+func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }

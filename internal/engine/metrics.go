@@ -29,10 +29,13 @@ type Metrics struct {
 	nodes, lease, info                                           *prometheus.Desc
 	inFlight, waiting, pausing                                   *prometheus.Desc // by lane
 	calling, limit, up, throttled, limited, pressure, own, their *prometheus.Desc // by upstream
+	sharing, ofAll, granted                                      *prometheus.Desc // by upstream, where there are other nodes
 	engine                                                       *Engine
 
-	kept, moved prometheus.Counter    // of prefixes
-	used        [4]prometheus.Counter // of tokens
+	// Looked up once, since they are counted for every request.
+	kept, moved       prometheus.Counter    // of prefixes
+	used              [4]prometheus.Counter // of tokens
+	completed, failed prometheus.Counter    // of results
 }
 
 // NewMetrics returns metrics for one engine.
@@ -76,6 +79,9 @@ func NewMetrics() *Metrics {
 		throttled:  prometheus.NewDesc("offpeak_upstream_throttled_seconds", "For how much longer the upstream asked to be left alone.", up, nil),
 		limited:    prometheus.NewDesc("offpeak_upstream_limited_seconds", "For how much longer the limits a minute allow no call.", up, nil),
 		pressure:   prometheus.NewDesc("offpeak_upstream_pressure", "How hard a shared upstream is pressed for deadlines, from 0 to 1.", up, nil),
+		sharing:    prometheus.NewDesc("offpeak_upstream_nodes", "Nodes that keep the upstream's limits together.", up, nil),
+		ofAll:      prometheus.NewDesc("offpeak_upstream_limit_of_all", "Limits of all nodes together, by what is limited: calls in flight, requests or tokens a minute.", []string{"upstream", "limit"}, nil),
+		granted:    prometheus.NewDesc("offpeak_upstream_granted", "Of them, what this node may use.", []string{"upstream", "limit"}, nil),
 		own:        prometheus.NewDesc("offpeak_upstream_reported_running", "Requests that the upstream says it works on, whoever's.", up, nil),
 		their:      prometheus.NewDesc("offpeak_upstream_reported_waiting", "Requests that the upstream says wait there, whoever's.", up, nil),
 	}
@@ -83,9 +89,7 @@ func NewMetrics() *Metrics {
 		m.used[i] = m.tokens.WithLabelValues(kind)
 	}
 	m.kept, m.moved = m.prefixes.WithLabelValues("kept"), m.prefixes.WithLabelValues("moved")
-	for _, outcome := range []string{"completed", "failed"} {
-		m.results.WithLabelValues(outcome) // present from the start, as zero
-	}
+	m.completed, m.failed = m.results.WithLabelValues("completed"), m.results.WithLabelValues("failed")
 	return m
 }
 
@@ -101,6 +105,7 @@ func (m *Metrics) Describe(c chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		m.batches, m.pressing, m.nodes, m.lease, m.info, m.inFlight, m.waiting, m.pausing,
 		m.calling, m.limit, m.up, m.throttled, m.limited, m.pressure, m.own, m.their,
+		m.sharing, m.ofAll, m.granted,
 	} {
 		c <- d
 	}
@@ -166,9 +171,18 @@ func (e *Engine) collect(c chan<- prometheus.Metric) {
 		gauge(e.metrics.limit, float64(s.gate.Limit()), name)
 		gauge(e.metrics.up, up, name)
 		gauge(e.metrics.throttled, throttled, name)
-		if limits := s.up.Limits(); limits != (upstream.Limits{}) {
+		if s.requests.Limit() > 0 || s.tokens.Limit() > 0 {
 			wait, _ := s.limited(1, now)
 			gauge(e.metrics.limited, wait.Seconds(), name)
+		}
+		if s.shared() {
+			gauge(e.metrics.sharing, float64(s.allowance.grants[callLimit].Nodes), name)
+			for _, g := range s.allowance.grants {
+				if g.Of > 0 {
+					gauge(e.metrics.ofAll, float64(g.Of), name, string(g.Limit))
+					gauge(e.metrics.granted, float64(g.May), name, string(g.Limit))
+				}
+			}
 		}
 		if s.up.Shared() {
 			gauge(e.metrics.pressure, s.pressure, name)
@@ -180,21 +194,37 @@ func (e *Engine) collect(c chan<- prometheus.Metric) {
 	}
 }
 
-func (m *Metrics) call(u *upstream.Upstream, class upstream.Class, d time.Duration) {
-	m.calls.WithLabelValues(u.Name(), class.String()).Inc()
-	m.latency.WithLabelValues(u.Name()).Observe(d.Seconds())
+// A callMeter counts the calls of one worker.
+type callMeter struct {
+	m       *Metrics
+	up      string
+	latency prometheus.Observer
+	classes [upstream.Aborted + 1]prometheus.Counter // those that there were; looked up once
+}
+
+func (m *Metrics) meter(u *upstream.Upstream) *callMeter {
+	return &callMeter{m: m, up: u.Name(), latency: m.latency.WithLabelValues(u.Name())}
+}
+
+func (c *callMeter) call(class upstream.Class, d time.Duration) {
+	if c.classes[class] == nil {
+		c.classes[class] = c.m.calls.WithLabelValues(c.up, class.String())
+	}
+	c.classes[class].Inc()
+	c.latency.Observe(d.Seconds())
 }
 
 func (m *Metrics) result(r batch.Result) {
-	outcome := "failed"
 	if r.OK() {
-		outcome = "completed"
+		m.completed.Inc()
+	} else {
+		m.failed.Inc()
 	}
-	m.results.WithLabelValues(outcome).Inc()
-	m.used[0].Add(float64(r.Usage.Input))
-	m.used[1].Add(float64(r.Usage.Cached))
-	m.used[2].Add(float64(r.Usage.Output))
-	m.used[3].Add(float64(r.Usage.Reasoning))
+	for i, n := range [...]int64{r.Usage.Input, r.Usage.Cached, r.Usage.Output, r.Usage.Reasoning} {
+		if n > 0 {
+			m.used[i].Add(float64(n))
+		}
+	}
 }
 
 func (m *Metrics) commit(groups int, d time.Duration) { m.commits.Observe(d.Seconds()) }

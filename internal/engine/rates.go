@@ -81,14 +81,11 @@ func statedMost(body []byte) (most int64) {
 // limited returns how long s has to wait for its limit of requests or tokens a minute, and which of
 // them it is, before it may be sent something that comes to n tokens.
 func (s *site) limited(n int64, now time.Time) (wait time.Duration, by string) {
-	limits := s.up.Limits()
-	if limits.RequestsPerMinute > 0 {
+	if s.requests.Limit() > 0 {
 		wait, by = s.requests.Wait(1, now), "requests"
 	}
-	if limits.TokensPerMinute > 0 {
-		if w := s.tokens.Wait(n, now); w > wait {
-			wait, by = w, "tokens"
-		}
+	if w := s.tokens.Wait(n, now); w > wait {
+		wait, by = w, "tokens"
 	}
 	return wait, by
 }

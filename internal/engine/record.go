@@ -39,6 +39,7 @@ type recorder struct {
 	hurried  bool // workers are to end and wait for nothing
 	closed   bool
 	flushes  []chan struct{} // closed once what is in groups is recorded
+	spare    [][]byte        // memory of groups that are packed, for the next ones
 }
 
 // A group is what is to be recorded of one hold next.
@@ -74,6 +75,9 @@ func (r *recorder) add(h *hold, index int, ok bool, u batch.Usage, line []byte) 
 	g := h.group
 	if g == nil {
 		g = &group{}
+		if last := len(r.spare) - 1; last >= 0 {
+			g.data, r.spare = r.spare[last], r.spare[:last]
+		}
 		h.group = g
 		r.groups = append(r.groups, h)
 	}
@@ -178,6 +182,7 @@ func (r *recorder) run(ctx context.Context, settled func(context.Context, *hold,
 		groups := make([]batch.Group, len(next.groups))
 		for i, h := range next.groups {
 			groups[i] = batch.Group{Lease: h.lease, Tally: h.lease.Tally, Data: packer.Pack(h.data)}
+			r.reuse(h.data)
 		}
 		lost, err := r.record(ctx, groups)
 		if err != nil {
@@ -238,6 +243,18 @@ func (r *recorder) collect() (next round, wait time.Duration) {
 	r.groups, r.finished, r.flushes, r.urgent, r.bytes = nil, nil, nil, false, 0
 	r.space.Broadcast()
 	return next, -1
+}
+
+// spareGroups is of how many groups the memory is kept, unless they were larger than most are.
+const spareGroups = 4
+
+// reuse keeps the memory of a group that is packed.
+func (r *recorder) reuse(data []byte) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.spare) < spareGroups && cap(data) <= 2*groupBytes {
+		r.spare = append(r.spare, data[:0])
+	}
 }
 
 // record has the groups recorded, for as long as that takes. It repeats a failed transaction as it

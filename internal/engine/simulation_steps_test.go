@@ -414,6 +414,15 @@ func (w *world) depose(*rand.Rand) {
 	w.Helper()
 	w.note("all leases are lost")
 	w.bench.steal()
+	if w.shared { // where it takes more than to join
+		judge, err := w.store.Join(w.Context(), "judge")
+		if err != nil {
+			w.Fatal(err)
+		}
+		if _, err := w.store.Bury(w.Context(), judge, -time.Hour); err != nil {
+			w.Fatal(err)
+		}
+	}
 	w.calm = time.Now()
 }
 
@@ -495,7 +504,9 @@ func (w *world) endDuel(dice *rand.Rand) {
 		w.rival.stop()
 		w.rival.abort()
 		<-w.rival.ended
-		w.depose(dice) // somebody notices that it is gone
+		if !w.shared || dice.IntN(2) == 0 {
+			w.depose(dice) // somebody notices that it is gone
+		}
 	} else {
 		w.note("the second process is to end")
 		w.end(w.rival, 0)

@@ -114,7 +114,7 @@ type world struct {
 	p      *process      // nil: none runs
 	faults *faults       // of p
 	lives  int           // processes so far
-	rival  *process      // a second one, which believes that it has the data to itself; nil: none
+	rival  *process      // a second one; nil: none. Unless nodes share the data, it believes to have it to itself
 	mortal *faults       // of rival
 	stolen []batch.Lease // what somebody else holds
 
@@ -170,6 +170,11 @@ func newWorld(t *testing.T, seed uint64, trace *trace) *world {
 	w.poll = []time.Duration{5 * time.Second, 30 * time.Second, time.Minute, time.Minute}[dice.IntN(4)]
 	w.lines = 2 + dice.IntN(20)
 	w.models = []string{"a", "b", "c"}[:1+dice.IntN(3)]
+	if w.dice("shared").IntN(3) == 0 {
+		w.shared, w.poll = true, 5*time.Second
+		w.reopen()
+		w.note("nodes share the data")
+	}
 	w.build(dice)
 	return w
 }

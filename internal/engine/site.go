@@ -28,6 +28,9 @@ type site struct {
 	running  int           // whoever's calls the upstream worked on then
 	pressure float64       // how hard it is pressed, where people use it, too
 
+	member    *membership // this node's; nil if it is nobody's
+	allowance allowance   // of limits, if other nodes have to do with it, too
+
 	// What is known of the upstream. An answer counts by when its call was sent: that one of before
 	// is still answered says nothing about calls of today.
 	answered time.Time         // the latest call that was answered, with whatever, was sent then
@@ -49,10 +52,11 @@ type idler struct {
 // spare is how long a worker waits for a call before it ends.
 const spare = time.Minute
 
-func newSite(u *upstream.Upstream) *site {
+func newSite(u *upstream.Upstream, m *membership) *site {
 	limits := u.Limits()
 	return &site{
 		up:       u,
+		member:   m,
 		gate:     sched.NewGate(sched.GateConfig{Max: u.MaxInFlight(), Shared: u.Shared()}),
 		requests: sched.NewBucket(limits.RequestsPerMinute),
 		tokens:   sched.NewBucket(limits.TokensPerMinute),
@@ -63,6 +67,15 @@ func newSite(u *upstream.Upstream) *site {
 
 // room is how many calls s may get now, whatever they come to in tokens.
 func (s *site) room(now time.Time) int {
+	room := s.useful(now)
+	if s.shared() {
+		room = min(room, s.allowed())
+	}
+	return max(room, 0)
+}
+
+// useful is how many calls s could do with now, if other nodes leave them to it.
+func (s *site) useful(now time.Time) int {
 	room := s.gate.Room(now)
 	if s.former != nil {
 		before := s.former.inFlight()
@@ -144,7 +157,7 @@ func (e *Engine) adoptPool() {
 			e.sites = append(e.sites, old[i])
 			continue
 		}
-		s := newSite(u)
+		s := newSite(u, e.member)
 		// The same upstream with other settings has to do with the calls of before: they count.
 		if i := slices.IndexFunc(old, func(s *site) bool { return s.up.Name() == u.Name() }); i >= 0 {
 			s.succeed(old[i])
@@ -163,12 +176,12 @@ func (e *Engine) adoptPool() {
 
 // succeed takes over what limits are kept by.
 func (s *site) succeed(o *site) {
-	s.former = o
-	if s.up.Limits().RequestsPerMinute == o.up.Limits().RequestsPerMinute {
-		s.requests = o.requests
-	}
-	if s.up.Limits().TokensPerMinute == o.up.Limits().TokensPerMinute {
-		s.tokens = o.tokens
+	s.former, s.allowance = o, o.allowance
+	limits := s.up.Limits()
+	s.requests, s.tokens = o.requests, o.tokens // what was spent in the last minute counts
+	if !s.shared() {
+		s.requests.Share(int64(limits.RequestsPerMinute), int64(limits.RequestsPerMinute))
+		s.tokens.Share(int64(limits.TokensPerMinute), int64(limits.TokensPerMinute))
 	}
 }
 

@@ -62,16 +62,32 @@ func (e *Engine) finalizeReady(ctx context.Context) {
 	}
 }
 
-// sweepAll ends batches at their deadline, and every now and then removes what nobody needs.
+// expireAll ends batches at their deadline.
+func (e *Engine) expireAll(ctx context.Context) {
+	tick := time.NewTicker(max(time.Second, e.cfg.poll))
+	defer tick.Stop()
+	for {
+		e.dismiss(time.Now())
+		if err := e.expire(ctx); err != nil && ctx.Err() == nil {
+			e.log.Error("end batches whose deadline has passed", "err", err)
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// sweepAll removes every now and then what nobody needs. That is nothing to wait for: storage that
+// is away takes minutes to say so of each blob.
 func (e *Engine) sweepAll(ctx context.Context) {
-	pause := max(time.Second, e.cfg.poll)
-	tick := time.NewTicker(pause)
+	tick := time.NewTicker(time.Minute)
 	defer tick.Stop()
 	for n := 0; ; n++ {
-		e.dismiss(time.Now())
-		err := e.expire(ctx)
-		if err == nil && n%max(1, int(time.Minute/pause)) == 0 {
-			err = e.sweep(ctx)
+		err := e.sweep(ctx)
+		if t, ok := e.blobs.(tidier); ok && n%60 == 0 {
+			err = errors.Join(err, t.Tidy(ctx, abandoned))
 		}
 		if err != nil && ctx.Err() == nil {
 			e.log.Error("sweep", "err", err)
@@ -83,6 +99,17 @@ func (e *Engine) sweepAll(ctx context.Context) {
 		}
 	}
 }
+
+// A tidier is storage that keeps what a process has left half-written when it died. Any node may
+// tidy, several at once.
+type tidier interface {
+	// Tidy removes what was begun longer than age ago.
+	Tidy(ctx context.Context, age time.Duration) error
+}
+
+// abandoned is how old something half-written is that nobody can be at any more: store.PendingFor,
+// after which it would not be named.
+const abandoned = 24 * time.Hour
 
 // expire ends the batches whose deadline has passed.
 func (e *Engine) expire(ctx context.Context) error {

@@ -10,6 +10,9 @@ func (e *Engine) Upstreams() []batch.UpstreamState {
 	for i, s := range e.sites {
 		u := s.up.State()
 		u.InFlight, u.Limit = s.inFlight(), s.gate.Limit()
+		if g := s.allowance.grants[callLimit]; s.shared() && g.Nodes > 0 {
+			u.Nodes, u.AllInFlight, u.AllLimit, u.Granted = g.Nodes, g.Others+int64(u.InFlight), g.Of, g.May
+		}
 		if until, ok := s.gate.Throttled(); ok {
 			u.ThrottledUntil = until
 		}

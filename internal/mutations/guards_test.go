@@ -12,10 +12,14 @@ type mutation struct {
 const (
 	storeTests    = "./internal/store -rapid.checks=20"
 	interleavings = "./internal/store -run TestInterleavings"
+	sharedTests   = "./internal/store -run TestShared"
 	blobTests     = "./internal/blob"
 	batchTests    = "./internal/batch"
 	engineTests   = "./internal/engine"
 	apiTests      = "./internal/api"
+	divideTests   = "./internal/sched -rapid.checks=200 -run TestDivide|TestBucket|TestNodes"
+	limitTests    = "./internal/store -run Test(SQLite|Shared|Postgres|LastSlots|ShareLostReply|SharesInAnyOrder)$/Limits"
+	sharingTests  = "./internal/engine -run TestNodesShare|TestMoreNodes"
 )
 
 // mutations are the guards of docs/design.md, Leases and Promises, in its order.
@@ -52,7 +56,7 @@ var mutations = []mutation{
 	{"a claim counts as a write", "internal/store/segments.go",
 		"		c.Seq++\n", "", storeTests},
 	{"a release is the owner's", "internal/store/segments.go",
-		"		err := s.compareAndSet(ctx, q, l, false, `token = NULL, node_id = NULL`)\n",
+		"		err := s.compareAndSet(ctx, q, l, false, `token = NULL, node_id = NULL, deaths = deaths + $5`, deaths)\n",
 		"		_, err := exec(ctx, q, `UPDATE segments SET token = NULL, node_id = NULL WHERE id = $1 AND sealed_at IS NULL`, l.ID)\n", storeTests},
 	{"a release follows a group that was applied after all", "internal/store/segments.go",
 		"		if errors.Is(err, errApplied) {\n			// The owner's", "		if false {\n			// The owner's", storeTests},
@@ -142,6 +146,58 @@ var mutations = []mutation{
 	{"a drain gives back what is held", "internal/engine/engine.go",
 		"	e.releaseAll(farewell)\n", "", engineTests + " -run TestDrain"},
 
+	// Nodes judge each other by heartbeats.
+	{"the heartbeat of a declared node fails", "internal/store/nodes.go",
+		"UPDATE nodes SET heartbeat_at = `+s.clock()+` WHERE id = $1 AND dead_at IS NULL\n", "UPDATE nodes SET heartbeat_at = `+s.clock()+` WHERE id = $1\n", sharedTests},
+	{"nobody is declared dead too soon", "internal/store/nodes.go",
+		"WHERE id = $1 AND dead_at IS NULL\n				AND heartbeat_at < `+now+` - $2`, n.ID, silent.Milliseconds())", "WHERE id = $1 AND dead_at IS NULL\n				AND heartbeat_at < `+now+` - $2 + 1`, n.ID, silent.Milliseconds())", sharedTests},
+	{"nobody is declared dead by a clock that was set ahead", "internal/store/nodes.go",
+		"WHERE id = $1 AND dead_at IS NULL AND heartbeat_at > `+now+` - $4)", "WHERE id = $1 AND dead_at IS NULL AND heartbeat_at > $4)", sharedTests},
+	{"a dead node judges nobody", "internal/store/nodes.go",
+		"EXISTS (SELECT 1 FROM nodes WHERE id = $1 AND dead_at IS NULL AND", "(1 = 1 OR $1 <> '') AND EXISTS (SELECT 1 FROM nodes WHERE", sharedTests},
+	{"who dies after the clock was set back is missed", "internal/store/nodes.go",
+		"				AND heartbeat_at > `+now+` + $2`, n.ID", "				AND heartbeat_at > `+now+` + 1000000000000 + $2`, n.ID", sharedTests},
+	{"what the dead held is free", "internal/store/nodes.go",
+		"`UPDATE segments SET token = NULL, node_id = NULL, deaths = deaths + 1 WHERE id`", "`UPDATE segments SET deaths = deaths + 1 WHERE id`", sharedTests},
+	{"what the dead validated is free", "internal/store/nodes.go",
+		"`UPDATE batches SET token = NULL, node_id = NULL WHERE id`", "`UPDATE batches SET node_id = NULL WHERE id`", sharedTests},
+	{"of the living nothing is freed", "internal/store/nodes.go",
+		"WHERE sealed_at IS NULL AND token IS NOT NULL AND node_id IS NOT NULL AND node_id IN (SELECT id FROM nodes WHERE dead_at IS NOT NULL)\n		ORDER BY id + 0 LIMIT 500`, \"segments\"", "WHERE sealed_at IS NULL AND token IS NOT NULL AND node_id IS NOT NULL AND node_id IN (SELECT id FROM nodes)\n		ORDER BY id + 0 LIMIT 500`, \"segments\"", sharedTests},
+	{"deaths of nodes over a segment are counted", "internal/store/nodes.go",
+		"node_id = NULL, deaths = deaths + 1 WHERE id`", "node_id = NULL WHERE id`", sharedTests},
+	{"a node that holds something stays", "internal/store/sweep.go",
+		"				AND NOT EXISTS (SELECT 1 FROM segments WHERE node_id = n.id)\n", "", sharedTests},
+	{"who seals holds no more", "internal/store/segments.go",
+		"`sealed_at = $5, node_id = NULL,", "`sealed_at = $5,", sharedTests},
+	{"without its lease a node sends nothing", "internal/engine/dispatch.go",
+		"s.alone || !e.leased(now) {", "s.alone {", engineTests + " -run TestNodeCutOff"},
+	{"a call that was chosen before the lease ended is not sent after", "internal/engine/dispatch.go",
+		"		if !e.leased(start) { // it", "		if false { // it", engineTests + " -run TestSuspendedBeforeSending"},
+	{"a lease is reckoned from before its heartbeat was sent", "internal/engine/membership.go",
+		"end = sent.add(h.Lasts - margin)", "end = e.instant(time.Now()).add(h.Lasts - margin)", engineTests + " -run TestSlowHeartbeat"},
+	{"a lease ends before others may take it", "internal/engine/membership.go",
+		"end = sent.add(h.Lasts - margin)", "end = sent.add(h.Lasts + margin)", engineTests + " -run TestNodeCutOff"},
+	{"a lease ends by either clock", "internal/engine/membership.go",
+		"return i.wall < o.wall && i.mono < o.mono", "return i.mono < o.mono", engineTests + " -run TestLeaseEndsByEitherClock"},
+	{"an outage of the database is nobody's death", "internal/engine/membership.go",
+		"row >= m.last.Lasts && agree", "agree", engineTests + " -run TestDatabaseAway|TestMayJudge"},
+	{"a step of the database's clock is nobody's death", "internal/engine/membership.go",
+		" || off > margin {", " {", engineTests + " -run TestMayJudge"},
+	{"a suspended machine judges nobody when it wakes", "internal/engine/membership.go",
+		"if m.failing || !agree || passed", "if m.failing || passed", engineTests + " -run TestMayJudge"},
+	{"who was declared dead gives up what it held", "internal/engine/membership.go",
+		"		e.recorder.lose(h)\n		e.remove(h)\n	}\n	e.forfeit()\n", "	}\n	e.forfeit()\n", engineTests + " -run TestTakenForDead"},
+	{"who was declared dead joins anew", "internal/engine/membership.go",
+		"		m.declared, m.failing = true, true\n", "		m.failing = true\n", engineTests + " -run TestTakenForDead"},
+	{"what a node does not know of is given back with its heartbeats", "internal/engine/membership.go",
+		"		m.audit.Store(true)\n", "", engineTests + " -run TestStrayOfCluster"},
+	{"what gets nowhere is left to other nodes", "internal/engine/claim.go",
+		"	if e.member.live() == 1 {\n", "	if true {\n", engineTests + " -run TestUpstreamAwayFromOneNode/refused"},
+	{"a small batch is for all nodes", "internal/engine/admit.go",
+		"nodes > 1 {\n", "nodes > 1000 {\n", engineTests + " -run TestWorkSpreads"},
+	{"new work is for all nodes", "internal/engine/claim.go",
+		"return e.nodes > 1 && time.Since", "return e.nodes > 1000 && time.Since", engineTests + " -run TestWorkSpreads"},
+
 	// Admission.
 	{"validation ends under its token", "internal/store/batches.go",
 		"`id = $1 AND token = $2 AND status = 'validating'`, a.Batch.ID, a.Token)\n		if errors.Is", "`id = $1 AND $2 <> '' AND status = 'validating'`, a.Batch.ID, a.Token)\n		if errors.Is", storeTests},
@@ -182,7 +238,7 @@ var mutations = []mutation{
 	{"requests that wait for a retry end with their batch", "internal/engine/lane.go",
 		"	if h.retrying > 0 {\n		l.retries = slices.DeleteFunc", "	if false {\n		l.retries = slices.DeleteFunc", engineTests + " -run TestCancel"},
 	{"a batch ends at its deadline though nobody looks", "internal/engine/sweep.go",
-		"		err := e.expire(ctx)\n", "		var err error\n", engineTests + " -run TestDeadline|TestExpire"},
+		"		if err := e.expire(ctx); err != nil", "		if err := ctx.Err(); err != nil", engineTests + " -run TestDeadline|TestExpire"},
 
 	// Blobs.
 	{"a row commits before the bytes: parts", "internal/engine/seal.go",
@@ -238,6 +294,42 @@ var mutations = []mutation{
 		"		d.step(OpUndo, w.key, func() error { return os.Remove(path) })\n", "", blobTests},
 	{"what a crash left half-written is removed", "internal/blob/dir.go",
 		"d.step(OpTidy, key, func() error { return os.Remove(filepath.Join(d.tmp(), e.Name())) })", "error(nil)", blobTests},
+
+	// Limits for all nodes together.
+	{"a node grows only out of what nobody holds", "internal/sched/divide.go",
+		"g.Holds = max(m.Keeps, min(target, limit-held))", "g.Holds = max(m.Keeps, target)", divideTests},
+	{"a grant is never below what its holder uses", "internal/sched/divide.go",
+		"g.Holds = max(m.Keeps, min(target, limit-held))", "g.Holds = min(target, limit-held)", divideTests},
+	{"what others wait for is not used anew", "internal/sched/divide.go",
+		"	g.May = min(g.Holds, target)\n", "	g.May = g.Holds\n", divideTests},
+	{"the lowest limit counts that a node states", "internal/sched/divide.go",
+		"o.Stated > 0 && (stated == 0 || o.Stated < stated)", "o.Stated > 0 && stated == 0", divideTests},
+	{"who waits for a slot gets one", "internal/sched/divide.go",
+		"		case !q.has:\n			return 1\n", "		case !q.has:\n			return 3\n", divideTests},
+	{"one node finds the limit for all", "internal/sched/divide.go",
+		"leads = m.Auto && (led || gone || hungry && d.Now.Sub(s.At) > silence)", "leads = m.Auto || gone || hungry", divideTests},
+	{"whose limit was found by one that is gone gets another finder", "internal/sched/divide.go",
+		"leads = m.Auto && (led || gone || hungry && d.Now.Sub(s.At) > silence)", "leads = m.Auto && (led || gone && s.Node == \"\" || hungry && false)", divideTests},
+	{"a share of a rate is kept to", "internal/sched/bucket.go",
+		"	over := b.sum + min(n, b.limit) - b.share\n", "	over := b.sum + min(n, b.limit) - b.limit\n", divideTests},
+	{"one node at a time is granted its share", "internal/store/limits.go",
+		"ORDER BY name`+s.d.forUpdate, args...)", "ORDER BY name`, args...)", limitTests},
+	{"a node that was taken for dead is granted nothing", "internal/store/limits.go",
+		"err == nil && !dead.IsZero()", "false", limitTests},
+	{"what the dead had in flight is free", "internal/store/limits.go",
+		"n.dead_at IS NULL OR g.kind <> 'calls' AND n.dead_at > $2", "n.dead_at IS NULL OR n.dead_at > $2", limitTests},
+	{"what the dead spent in their last minute counts", "internal/store/limits.go",
+		"n.dead_at IS NULL OR g.kind <> 'calls' AND n.dead_at > $2", "n.dead_at IS NULL OR g.kind <> 'calls' AND n.dead_at > $2 AND 1 = 0", limitTests},
+	{"what is not claimed any more is given back", "internal/store/limits.go",
+		"		if _, err := exec(ctx, q, `DELETE FROM grants WHERE", "		if _, err := exec(ctx, q, `DELETE FROM grants WHERE false AND", limitTests},
+	{"a node keeps to what it is granted", "internal/engine/site.go",
+		"		room = min(room, s.allowed())\n", "", sharingTests},
+	{"what a node may use it holds until it is answered", "internal/engine/limits.go",
+		"Keeps: max(uses, s.allowance.grants[limit].May), Uses", "Keeps: uses, Uses", sharingTests},
+	{"a node with a closed gate takes work to try with", "internal/engine/claim.go",
+		"c.open = c.open || s.useful(now) > 0 ||", "c.open = c.open || s.room(now) > 0 ||", "./internal/engine -run TestUpstreamAwayFromOneNode"},
+	{"a node that is short of slots asks at once", "internal/engine/limits.go",
+		"		s.allowance.short = true\n		wake(e.wakeShare)\n", "", "./internal/engine -run TestFirstCallAmongNodes"},
 
 	// The database.
 	{"a commit is on the disk before it is acknowledged", "internal/store/dialect.go",

@@ -151,6 +151,7 @@ type Upstream struct {
 	InFlight          int               `json:"in_flight"`
 	Limit             int               `json:"limit"`         // of in_flight, now
 	MaxInFlight       *int              `json:"max_in_flight"` // null: the limit is found out
+	Cluster           *UpstreamShare    `json:"cluster"`       // null: this node has it to itself
 	ThrottledUntil    *int64            `json:"throttled_until"`
 	Running           *int              `json:"running"` // requests that it works on, whoever's they are; null: it does not say
 	Waiting           *int              `json:"waiting"` // requests that wait there, likewise
@@ -158,6 +159,14 @@ type Upstream struct {
 	TokensPerMinute   *int              `json:"tokens_per_minute"`
 	Shared            bool              `json:"shared"`
 	Weight            int               `json:"weight"`
+}
+
+// An UpstreamShare is how nodes share the limit of requests in flight at an upstream.
+type UpstreamShare struct {
+	Nodes    int   `json:"nodes"`
+	InFlight int64 `json:"in_flight"` // of all nodes
+	Limit    int64 `json:"limit"`     // of them, now
+	Granted  int64 `json:"granted"`   // of that, to the node that answers
 }
 
 // An UpstreamList is the answer to GET /v1/offpeak/upstreams. It has no pages.

@@ -45,6 +45,7 @@ func Divide(d batch.Division) (batch.Grant, batch.Search) {
 		}
 	}
 	limit := stated
+	g.Stated = stated
 	if auto {
 		limit, g.Leads = search(&d, g.Nodes, cmp.Or(stated, most))
 	}

@@ -191,7 +191,8 @@ func readLocked(ctx context.Context, q querier, forUpdate, where string, args ..
 }
 
 // saveBatch writes what moving along the status machine changes; b was read with lockBatch in the
-// same transaction. Counts and usage are not among it: seals add to those.
+// same transaction. Counts and usage are not among it: seals add to those. Each move ends validation, or
+// comes after it, so there is nobody who validates it any more.
 func saveBatch(ctx context.Context, q querier, b batch.Batch) error {
 	var errs any
 	if len(b.Errors) > 0 {
@@ -203,7 +204,7 @@ func saveBatch(ctx context.Context, q querier, b batch.Batch) error {
 	}
 	_, err := exec(ctx, q, `UPDATE batches SET model = $2, output_file_id = $3, error_file_id = $4, status = $5,
 			ending = $6, errors = $7, total = $8, in_progress_at = $9, finalizing_at = $10, completed_at = $11,
-			failed_at = $12, expired_at = $13, cancelling_at = $14, cancelled_at = $15
+			failed_at = $12, expired_at = $13, cancelling_at = $14, cancelled_at = $15, node_id = NULL
 		WHERE id = $1`,
 		b.ID, b.Model, b.OutputFileID, b.ErrorFileID, b.Status, b.Ending, errs, b.Counts.Total,
 		ms(b.InProgressAt), ms(b.FinalizingAt), ms(b.CompletedAt), ms(b.FailedAt), ms(b.ExpiredAt),

@@ -40,7 +40,11 @@ func blocked(t *testing.T, dsn string) {
 		t.Fatal(err)
 	}
 	defer c.Close(context.WithoutCancel(t.Context()))
-	for n := 0; n == 0; {
+	for n, start := 0, time.Now(); n == 0; {
+		if time.Since(start) > 20*time.Second {
+			t.Error("nobody waits for a lock")
+			return
+		}
 		if err := c.QueryRow(t.Context(), `SELECT count(*) FROM pg_stat_activity
 			WHERE datname = current_database() AND wait_event_type = 'Lock'`).Scan(&n); err != nil {
 			t.Fatal(err)
@@ -174,5 +178,21 @@ func TestSharesInAnyOrder(t *testing.T) {
 	}
 	if most > 7 {
 		t.Errorf("%d are granted of 7", most)
+	}
+	for _, s := range s { // they tell the statistics what befell them when they end
+		s.Close()
+	}
+	var deadlocks int
+	for others := 1; others > 0; {
+		if err := c.QueryRow(t.Context(), `SELECT count(*) FROM pg_stat_activity
+			WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()`).Scan(&others); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := c.QueryRow(t.Context(), `SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()`).Scan(&deadlocks); err != nil {
+		t.Fatal(err)
+	}
+	if deadlocks > 0 {
+		t.Errorf("%d times two nodes waited for each other", deadlocks)
 	}
 }

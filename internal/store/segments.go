@@ -62,12 +62,16 @@ func (s *Store) Claim(ctx context.Context, node string, w batch.Work) (l *batch.
 
 // Release gives a segment back. Its journal stays for the next owner.
 func (s *Store) Release(ctx context.Context, l batch.Lease) error {
+	deaths := 0
+	if l.Died {
+		deaths = 1
+	}
 	return s.tx(ctx, func(q querier) error {
-		err := s.compareAndSet(ctx, q, l, false, `token = NULL, node_id = NULL`)
+		err := s.compareAndSet(ctx, q, l, false, `token = NULL, node_id = NULL, deaths = deaths + $5`, deaths)
 		if errors.Is(err, errApplied) {
 			// The owner's last group went through although it was told otherwise.
 			l.Seq++
-			err = s.compareAndSet(ctx, q, l, false, `token = NULL, node_id = NULL`)
+			err = s.compareAndSet(ctx, q, l, false, `token = NULL, node_id = NULL, deaths = deaths + $5`, deaths)
 		}
 		return err
 	})
@@ -151,7 +155,6 @@ func (s *Store) compareAndSet(ctx context.Context, q querier, l batch.Lease, sea
 func (s *Store) Seal(ctx context.Context, l batch.Lease, output, errs batch.Part) (last bool, err error) {
 	err = s.tx(ctx, func(q querier) error {
 		last = false
-		// Its node is not asked for any more, and PostgreSQL is not to think that the node holds it.
 		err := s.compareAndSet(ctx, q, l, true, `sealed_at = $5, node_id = NULL, output_key = $6, output_bytes = $7, error_key = $8, error_bytes = $9`,
 			ms(s.now()), null(output.Key), output.Bytes, null(errs.Key), errs.Bytes)
 		if errors.Is(err, errApplied) {

@@ -9,7 +9,8 @@ import (
 const PendingFor = 24 * time.Hour
 
 // Sweep takes what is not needed any more: files that are deleted or expired and that no batch
-// reads, parts of uploads that have ended, and blobs that nothing names. Their bytes stay: see Deleted. It does a bounded amount of
+// reads, parts of uploads that have ended, blobs that nothing names, and nodes that ended long ago. The
+// bytes of blobs stay: see Deleted. It does a bounded amount of
 // work and reports whether there may be more.
 func (s *Store) Sweep(ctx context.Context) (more bool, err error) {
 	const most = 500
@@ -42,6 +43,17 @@ func (s *Store) Sweep(ctx context.Context) (more bool, err error) {
 				if err := s.unnameBlob(ctx, q, key); err != nil {
 					return err
 				}
+			}
+		}
+		nodes, err := all(ctx, q, scalar[any], `SELECT id FROM nodes n WHERE dead_at <= $1
+				AND NOT EXISTS (SELECT 1 FROM segments WHERE node_id = n.id)
+				AND NOT EXISTS (SELECT 1 FROM batches WHERE node_id = n.id) LIMIT $2`+s.free("n"), ms(now.Add(-nodesKept)), most)
+		if err != nil {
+			return err
+		}
+		if len(nodes) > 0 {
+			if _, err := exec(ctx, q, `DELETE FROM nodes WHERE id IN (`+in(1, len(nodes))+`)`, nodes...); err != nil {
+				return err
 			}
 		}
 		if moreUploads, err = s.sweepUploads(ctx, q, now, most); err != nil {

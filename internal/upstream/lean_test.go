@@ -48,7 +48,7 @@ func (s *script) Write(p []byte) (int, error) {
 	}
 	s.writes = s.writes[min(1, len(s.writes)):]
 	if w.n > 0 {
-		s.unread = append(s.unread, s.says...)
+		s.unread = append(s.unread[:0], s.says...)
 	}
 	if w.err == nil {
 		s.asked++
@@ -59,7 +59,7 @@ func (s *script) Write(p []byte) (int, error) {
 
 func (s *script) Read(p []byte) (int, error) {
 	n := copy(p, s.unread)
-	s.unread = s.unread[n:]
+	s.unread = s.unread[:copy(s.unread, s.unread[n:])]
 	switch {
 	case n > 0:
 		return n, nil
@@ -406,4 +406,26 @@ func FuzzAnswers(f *testing.F) {
 			t.Errorf("%.300q in pieces of %d\nnet/http: %+v %q %v\n    lean: %+v %q %v", raw, piece, s, answers[0].Body, errs[0], l, answers[1].Body, errs[1])
 		}
 	})
+}
+
+// TestLeanAllocations counts what a call takes anew: little, as there are as many as tens of thousands
+// in a second.
+func TestLeanAllocations(t *testing.T) {
+	conn := newScript("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nX-Request-Id: req-1\r\nContent-Length: 55\r\n\r\n" +
+		`{"usage":{"prompt_tokens":1,"completion_tokens":2}}    `)
+	u := newUpstream(t, "http://host", func(c *Config) {
+		c.MetricsURL = NoMetrics
+		c.Dialer = dialerFunc(func() (net.Conn, error) { return conn, nil })
+	})
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	caller, body := u.NewCaller(), []byte(answerOf(300))
+	n := testing.AllocsPerRun(1000, func() {
+		if a := caller.Call(ctx, chat, body); a.Class != OK {
+			t.Fatal(a.Err)
+		}
+	})
+	if n > 3 { // two watch for the end of the context, one is the id
+		t.Errorf("%v allocations for a call, want 3 at most", n)
+	}
 }

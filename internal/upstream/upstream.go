@@ -117,7 +117,9 @@ type Caller struct {
 	turns  []chan struct{} // that it has for the answer in hand: see Release
 	parser batch.AnswerParser
 	bodies batch.BodyParser
-	parts  [3][]byte // memory of renamed
+	// Memory of renamed and read.
+	parts   [3][]byte
+	limited io.LimitedReader
 }
 
 // NewCaller returns a caller for one goroutine.
@@ -270,7 +272,8 @@ func (c *Caller) read(ctx context.Context, deadline time.Time, h head) error {
 		if h.length > have && h.length <= upTo {
 			c.buf.Grow(int(h.length-have) + bytes.MinRead) // ReadFrom wants room for one read more to see the end
 		}
-		if _, err = c.buf.ReadFrom(io.LimitReader(c.wire, upTo-have)); err != nil || int64(c.buf.Len()) < upTo || upTo > most {
+		c.limited = io.LimitedReader{R: c.wire, N: upTo - have}
+		if _, err = c.buf.ReadFrom(&c.limited); err != nil || int64(c.buf.Len()) < upTo || upTo > most {
 			break // there is no more, or it is too much
 		}
 	}

@@ -272,3 +272,54 @@ func testNodes(d *db) {
 	d.must(d.Leave(d.ctx(), d.node))
 	list(true, other, node)
 }
+
+// testNodesGo drops the rows of nodes that ended long ago, unless they hold something.
+func testNodesGo(d *db) {
+	b, waiting := d.running(3), d.validating()
+	d.seal(d.claim(b), 10, 0)
+	d.must(d.Release(d.ctx(), *d.claim(b)))
+	done := d.validating()
+	for range 2 { // of them, one is admitted
+		a, err := d.ClaimValidating(d.ctx(), d.node)
+		d.must(err)
+		if a.Batch.ID == done.ID {
+			d.must(d.Admit(d.ctx(), *a, "m", nil))
+		} else {
+			d.must(d.ReleaseValidating(d.ctx(), *a))
+		}
+		if a.Batch.ID == waiting.ID {
+			d.cancel(waiting.ID)
+		}
+	}
+	busy, err := d.Join(d.ctx(), "busy")
+	d.must(err)
+	held, err := d.Claim(d.ctx(), busy, work(b, "m"))
+	d.must(err)
+	all := func() (names []string) {
+		nodes, err := d.Nodes(d.ctx(), true)
+		d.must(err)
+		for _, n := range nodes {
+			names = append(names, n.Name)
+		}
+		slices.Sort(names)
+		return names
+	}
+	for _, n := range []string{d.node, d.other, busy} {
+		d.must(d.Leave(d.ctx(), n))
+	}
+	for _, step := range []struct {
+		after time.Duration
+		want  string
+	}{{6 * 24 * time.Hour, "[busy other test]"}, {25 * time.Hour, "[busy]"}} {
+		d.clock.turn(step.after)
+		d.sweep()
+		if got := fmt.Sprint(all()); got != step.want {
+			d.Errorf("after %v more there are %v, want %v", step.after, got, step.want)
+		}
+	}
+	d.must(d.Release(d.ctx(), *held))
+	d.sweep()
+	if got := all(); len(got) > 0 {
+		d.Errorf("of nodes that have given back all there are %v", got)
+	}
+}

@@ -83,6 +83,7 @@ func Run(t *testing.T, fresh func(t *testing.T) Database) {
 		{"BuryAtOnce", testBuryAtOnce},
 		{"ClockOfNodes", testClockOfNodes},
 		{"Nodes", testNodes},
+		{"NodesGo", testNodesGo},
 		{"Limits", testLimits},
 		{"LimitsOfTheDead", testLimitsOfTheDead},
 		{"References", testReferences},

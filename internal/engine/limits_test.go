@@ -1,0 +1,318 @@
+package engine_test
+
+import (
+	"fmt"
+	"net/http"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"offpeak/internal/batch"
+	"offpeak/internal/engine"
+	"offpeak/internal/sim"
+	"offpeak/internal/upstream"
+)
+
+// A census counts the calls that are in flight at an upstream, and whose they are.
+type census struct {
+	mu     sync.Mutex
+	nodes  map[string]int
+	all    int
+	most   int
+	begun  []time.Time
+	busy   float64 // seconds that calls were in flight
+	at     time.Time
+	counts func() bool // nil: always
+}
+
+const nodeHeader = "X-Node"
+
+// census puts a census before whatever answers calls at u.
+func (u *up) census() *census {
+	c, behind := &census{nodes: map[string]int{}, at: time.Now()}, *u.handler.Load()
+	u.handle(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodPost {
+			node := r.Header.Get(nodeHeader)
+			c.change(node, 1)
+			defer c.change(node, -1)
+		}
+		behind.ServeHTTP(w, r)
+	}))
+	return c
+}
+
+func (c *census) change(node string, by int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := time.Now()
+	c.busy += float64(c.all) * now.Sub(c.at).Seconds()
+	c.at = now
+	c.nodes[node] += by
+	c.all += by
+	c.most = max(c.most, c.all)
+	if by > 0 {
+		c.begun = append(c.begun, now)
+	}
+}
+
+// of is how many calls of each of the nodes are in flight.
+func (c *census) of(names ...string) (n []int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, name := range names {
+		n = append(n, c.nodes[name])
+	}
+	return n
+}
+
+// used is how many calls were in flight on average while f ran.
+func (c *census) used(f func()) float64 {
+	c.change("", 0)
+	begin, was := time.Now(), c.busy
+	f()
+	c.change("", 0)
+	return (c.busy - was) / time.Since(begin).Seconds()
+}
+
+// perMinute is how many calls came in the minute in which most did.
+func (c *census) perMinute() (most int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	first := 0
+	for i, at := range c.begun {
+		for at.Sub(c.begun[first]) >= time.Minute {
+			first++
+		}
+		most = max(most, i-first+1)
+	}
+	return most
+}
+
+// A fellow is a node beside others at one upstream.
+type fellow struct {
+	*process
+	name   string
+	faults *faults
+}
+
+// fellows runs a test on a bench where nodes share an upstream.
+func fellows(t *testing.T, c sim.Config, f func(b *bench, u *up)) {
+	t.Helper()
+	bubble(t, func(b *bench) {
+		b.shared, b.repeats = true, true
+		b.reopen()
+		f(b, b.upstream(c, upstream.Config{}))
+	})
+}
+
+// fellow starts a node that uses the upstream with its settings.
+func (b *bench) fellow(name string, u *up, c upstream.Config) *fellow {
+	b.Helper()
+	c.Name, c.URL, c.Transport, c.Headers = "up", u.config.URL, u.config.Transport, map[string]string{nodeHeader: name}
+	own, err := upstream.New(c)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(own.Close)
+	n := &fellow{name: name, faults: newFaults(nil)}
+	n.process = b.start(n.faults.in, small(20), func(c *engine.Config) {
+		c.Node, c.Upstreams = name, upstream.NewPool(own)
+		*c = c.WithPoll(250 * time.Millisecond)
+	})
+	return n
+}
+
+// kill ends the node as kill -9 does.
+func (n *fellow) kill() {
+	n.faults.die()
+	n.process.stop()
+	n.process.abort()
+	<-n.process.ended
+}
+
+// TestNodesShareALimit has nodes come, die and leave at an upstream with a stated limit. All together
+// never exceed it, it is used up, and who is there has an equal share of it within seconds.
+func TestNodesShareALimit(t *testing.T) {
+	const limit = 8
+	fellows(t, sim.Config{Timing: sim.Timing{Latency: time.Second, Jitter: 0.5}}, func(b *bench, u *up) {
+		c := u.census()
+		cfg := upstream.Config{MaxInFlight: limit}
+		shares := func(what string, least float64, names ...string) {
+			b.Helper()
+			counts := make([]float64, len(names))
+			used := c.used(func() {
+				for range 100 {
+					time.Sleep(100 * time.Millisecond)
+					for i, n := range c.of(names...) {
+						counts[i] += float64(n) / 100
+					}
+				}
+			})
+			b.Logf("%s: %.1f in flight, %.1f by node", what, used, counts)
+			if used < least {
+				b.Errorf("%s: %.1f of %d slots are used, want %.1f", what, used, limit, least)
+			}
+			if fair := float64(limit) / float64(len(names)); slices.Min(counts) < 0.6*fair || slices.Max(counts) > 1.4*fair {
+				b.Errorf("%s: the nodes have %.1f calls in flight, want about %.1f", what, counts, fair)
+			}
+		}
+		id := b.run(chat(3000))
+		n1 := b.fellow("one", u, cfg)
+		time.Sleep(3 * time.Second)
+		shares("one node", 7.5, "one")
+		n2 := b.fellow("two", u, cfg)
+		n3 := b.fellow("three", u, cfg)
+		time.Sleep(5 * time.Second)
+		shares("three nodes", 7, "one", "two", "three")
+		n2.kill()
+		time.Sleep(20 * time.Second)
+		shares("one has died", 7, "one", "three")
+		n1.drain()
+		time.Sleep(3 * time.Second)
+		shares("one has left", 7.5, "three")
+		n4 := b.fellow("four", u, cfg)
+		time.Sleep(5 * time.Second)
+		shares("one came", 7, "four", "three")
+		x := b.ends(id)
+		b.want(x, batch.Completed, 3000, 3000, 0)
+		if c.most != limit {
+			b.Errorf("%d calls were in flight at a time, want %d", c.most, limit)
+		}
+		n3.drain()
+		n4.drain()
+	})
+}
+
+// TestMoreNodesThanSlots has three nodes share two slots, for calls that are short or long.
+func TestMoreNodesThanSlots(t *testing.T) {
+	for _, latency := range []time.Duration{300 * time.Millisecond, 8 * time.Second} {
+		fellows(t, sim.Config{Timing: sim.Timing{Latency: latency}}, func(b *bench, u *up) {
+			c := u.census()
+			var nodes []*fellow
+			for i := range 3 {
+				nodes = append(nodes, b.fellow(fmt.Sprint("node ", i), u, upstream.Config{MaxInFlight: 2}))
+			}
+			id := b.run(chat(200))
+			used := c.used(func() { b.want(b.ends(id), batch.Completed, 200, 200, 0) })
+			b.Logf("calls of %v: %.2f of 2 slots were used", latency, used)
+			if c.most != 2 || used < 1.6 {
+				b.Errorf("calls of %v: %.2f of 2 slots were used, %d at most", latency, used, c.most)
+			}
+			for _, n := range nodes {
+				n.drain()
+			}
+		})
+	}
+}
+
+// TestNodesShareRates has nodes come, die and leave at an upstream with a limit of requests or tokens a
+// minute. In no minute do all together exceed it, and it is used.
+func TestNodesShareRates(t *testing.T) {
+	for _, test := range []struct {
+		limits upstream.Limits
+		within time.Duration
+	}{
+		{upstream.Limits{RequestsPerMinute: 120}, 7 * time.Minute},
+		{upstream.Limits{TokensPerMinute: 12000}, 15 * time.Minute},
+	} {
+		fellows(t, sim.Config{Timing: sim.Timing{Latency: time.Second, Jitter: 0.9}}, func(b *bench, u *up) {
+			c, tap := u.census(), u.tap()
+			cfg := upstream.Config{MaxInFlight: 50, Limits: test.limits}
+			n1, n2 := b.fellow("one", u, cfg), b.fellow("two", u, cfg)
+			start := time.Now()
+			id := b.run(chat(480))
+			time.Sleep(50 * time.Second)
+			n3 := b.fellow("three", u, cfg)
+			time.Sleep(40 * time.Second)
+			n2.kill()
+			time.Sleep(10 * time.Second)
+			n1.drain()
+			n4 := b.fellow("four", u, cfg)
+			b.want(b.ends(id), batch.Completed, 480, 480, 0)
+			took := time.Since(start)
+			b.Logf("%+v: took %v, %d calls in the fullest minute", test.limits, took, c.perMinute())
+			if n := test.limits.RequestsPerMinute; n > 0 {
+				tap.wantAtMost(b, int64(n), func(tapped) int64 { return 1 })
+			}
+			if n := test.limits.TokensPerMinute; n > 0 {
+				tap.wantAtMost(b, int64(n), func(c tapped) int64 { return b.tokens(c.body) })
+			}
+			if took > test.within {
+				b.Errorf("it took %v, want %v at most", took, test.within)
+			}
+			n3.drain()
+			n4.drain()
+		})
+	}
+}
+
+// TestFirstCallAmongNodes has a batch come to nodes that have nothing to do: its first call goes out
+// at once.
+func TestFirstCallAmongNodes(t *testing.T) {
+	fellows(t, sim.Config{Timing: sim.Timing{Latency: time.Second}}, func(b *bench, u *up) {
+		c := u.census()
+		var nodes []*fellow
+		for i := range 3 {
+			nodes = append(nodes, b.fellow(fmt.Sprint("node ", i), u, upstream.Config{MaxInFlight: 8, Limits: upstream.Limits{RequestsPerMinute: 1000}}))
+		}
+		time.Sleep(17 * time.Second)
+		for range 3 {
+			before, start := len(c.begun), time.Now()
+			id := b.run(chat(3))
+			b.ends(id)
+			first := c.begun[before].Sub(start)
+			b.Logf("the first call after %v", first)
+			if first > 60*time.Millisecond {
+				b.Errorf("the first call after %v", first)
+			}
+			time.Sleep(7 * time.Second)
+		}
+		for _, n := range nodes {
+			n.drain()
+		}
+	})
+}
+
+// TestLowestLimitCounts has nodes whose settings differ.
+func TestLowestLimitCounts(t *testing.T) {
+	fellows(t, sim.Config{Timing: sim.Timing{Latency: time.Second}}, func(b *bench, u *up) {
+		c := u.census()
+		low := b.fellow("low", u, upstream.Config{MaxInFlight: 3, Limits: upstream.Limits{RequestsPerMinute: 90}})
+		time.Sleep(time.Second)
+		high := b.fellow("high", u, upstream.Config{MaxInFlight: 30})
+		auto := b.fellow("auto", u, upstream.Config{Limits: upstream.Limits{RequestsPerMinute: 1000}})
+		b.want(b.ends(b.run(chat(200))), batch.Completed, 200, 200, 0)
+		if c.most != 3 || c.perMinute() > 90 {
+			b.Errorf("%d calls in flight and %d in a minute, want 3 and 90", c.most, c.perMinute())
+		}
+		low.drain()
+		high.drain()
+		auto.drain()
+	})
+}
+
+// TestNodesFindALimit has nodes share an upstream of which nobody has said how much it can do. Together
+// they are about as fast as one would be.
+func TestNodesFindALimit(t *testing.T) {
+	took := map[int]time.Duration{}
+	for _, nodes := range []int{1, 3} {
+		fellows(t, sim.Config{Seed: 1, Slots: 32, Timing: sim.Timing{Latency: 2 * time.Second, Jitter: 0.9}}, func(b *bench, u *up) {
+			c := u.census()
+			var all []*fellow
+			for i := range nodes {
+				all = append(all, b.fellow(fmt.Sprint("node ", i), u, upstream.Config{}))
+			}
+			start := time.Now()
+			b.want(b.ends(b.run(chat(3000))), batch.Completed, 3000, 3000, 0)
+			took[nodes] = time.Since(start)
+			b.Logf("%d nodes: %v, at most %d in flight, at the end %d", nodes, took[nodes], c.most, c.all)
+			for _, n := range all {
+				n.drain()
+			}
+		})
+	}
+	if float64(took[3]) > 1.1*float64(took[1]) {
+		t.Errorf("three nodes take %v, one takes %v", took[3], took[1])
+	}
+}
