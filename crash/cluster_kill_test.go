@@ -3,10 +3,12 @@ package crash
 import (
 	"context"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"testing"
 	"time"
 
+	"offpeak/internal/lab"
 	"offpeak/internal/sim"
 )
 
@@ -139,4 +141,47 @@ func TestClusterSilentStandby(t *testing.T) {
 	}
 	c.finish()
 	c.report()
+}
+
+// TestClusterCutOff cuts one node off from something for good, in the middle of a batch. The others do
+// what it cannot, and the batch ends in time.
+func TestClusterCutOff(t *testing.T) {
+	slow(t)
+	for _, test := range []struct {
+		what                      string
+		way                       lab.Way
+		database, blobs, upstream bool
+	}{
+		{"database refuses", lab.Refuse, true, false, false},
+		{"database swallows", lab.Swallow, true, false, false},
+		{"blobs refuse", lab.Refuse, false, true, false},
+		{"blobs swallow", lab.Swallow, false, true, false},
+		{"upstream refuses", lab.Refuse, false, false, true},
+		{"everything refuses", lab.Refuse, true, true, true},
+		{"everything swallows", lab.Swallow, true, true, true},
+	} {
+		t.Run(test.what, func(t *testing.T) {
+			t.Parallel()
+			c := newCluster(t, newUpstream(t, clusterSim), clusterOptions{nodes: 3, limit: clusterLimit})
+			c.startAll()
+			n := c.nodes[2]
+			id := c.w.submit(t, c.nodes[0].client(), 600)
+			c.u.await(t, "calls of the node", func() bool {
+				return len(c.u.calls) > 100 && slices.ContainsFunc(c.u.calls, func(call *call) bool { return call.key == n.key })
+			})
+			at := time.Now()
+			n.cut(test.way, test.database, test.blobs, test.upstream)
+			api := c.nodes[0].client()
+			poll(t, "the end of the batch", func() bool {
+				b, err := api.Batch(t.Context(), id)
+				return err == nil && ended(*b)
+			})
+			took := time.Since(at)
+			t.Logf("%s: the batch ended %.1f s after", test.what, took.Seconds())
+			if took > maxTakeover+10*time.Second { // it takes 5 s undisturbed
+				t.Errorf("%s: it took %s", test.what, took)
+			}
+			c.finish()
+		})
+	}
 }

@@ -51,7 +51,7 @@ type mover struct {
 
 // Run moves the folder.
 func (cmd *migrateCmd) Run(ctx context.Context, s *streams) (err error) {
-	if !exists(filepath.Join(cmd.From, "offpeak.db")) {
+	if !exists(cmd.From) {
 		return fmt.Errorf("%s is not the data folder of a server; say where that is with --from", cmd.From)
 	}
 	note, err := store.ReadMove(cmd.From)

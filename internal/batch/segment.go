@@ -37,6 +37,8 @@ type Lease struct {
 	Input    []Part
 	Deadline time.Time
 	Ending   Status // see Batch.Ending
+	// Died tells, when it is given back, that this is to count as the death of an owner.
+	Died bool
 }
 
 // Work is what a claim can choose: a batch's segments in one lane that nobody holds.

@@ -63,7 +63,7 @@ func (e *Engine) admitAll(ctx context.Context) {
 // claimValidating takes the next batch to validate, and before that gives back what it took
 // without knowing.
 func (e *Engine) claimValidating(ctx context.Context) (*batch.Admission, error) {
-	if !e.leased(time.Now()) {
+	if !e.leased(time.Now()) || e.isCutOff() {
 		return nil, nil
 	}
 	node := e.member.self()
@@ -102,7 +102,11 @@ func (e *Engine) admitOne(ctx context.Context, a batch.Admission, slots chan str
 	}()
 	for pause := time.Second; ; pause = min(2*pause, 30*time.Second) {
 		changed := e.pool.Changed() // before the look, so that no change is missed
-		outcome, err := e.admit(ctx, a)
+		var outcome []any
+		err := e.reaching(ctx, func(ctx context.Context) (err error) {
+			outcome, err = e.admit(ctx, a)
+			return err
+		})
 		unknown, isUnknown := errors.AsType[errUnknownModel](err)
 		switch {
 		case err == nil:
@@ -113,7 +117,7 @@ func (e *Engine) admitOne(ctx context.Context, a batch.Admission, slots chan str
 			log.Info("batch left validation", "dur", time.Since(start))
 			wake(e.wakeClaim)
 			return
-		case ctx.Err() != nil:
+		case ctx.Err() != nil, errors.Is(err, errCutOff):
 			e.giveBack(ctx, a)
 			return
 		case isUnknown:

@@ -108,6 +108,9 @@ func (e *Engine) claim(ctx context.Context) error {
 	if !e.leased(time.Now()) {
 		return nil // it would be taken from us at once
 	}
+	if !e.lookForBlobs(ctx) {
+		return e.giveIdle(ctx)
+	}
 	node := e.member.self()
 	if e.strays = e.member.audit.Swap(false) || e.strays; e.strays {
 		if err := e.store.ReleaseStrays(ctx, node, e.held()); err != nil {
@@ -163,13 +166,15 @@ func (e *Engine) claim(ctx context.Context) error {
 	return nil
 }
 
-// idle is how long a segment may be held of which nothing gets a result.
-const idle = 30 * time.Second
+// idle is how long a segment may be held of which nothing gets a result. It is less than it takes
+// others to notice a death.
+const idle = 15 * time.Second
 
 // giveIdle gives back segments that get nowhere here, as other nodes may be able to do something with
 // them: their upstreams are others, or are not cut off from them. Alone it would help nobody. What is
 // recorded stays. So do segments with a request that has failed, since it is remembered only here how
-// often.
+// often; save where no upstream lets anything through, which may be so only here. That counts as a
+// death: of what takes its upstream down with it, the third owner knows.
 func (e *Engine) giveIdle(ctx context.Context) error {
 	if e.member.live() == 1 {
 		return nil
@@ -194,7 +199,9 @@ func (e *Engine) giveIdle(ctx context.Context) error {
 	for _, h := range given {
 		e.log.Info("segment given back, nothing of it gets anywhere here", "batch", h.lease.BatchID, "segment", h.lease.ID)
 		e.shunned[h.lease.BatchID] = now.Add(4 * e.cfg.poll) // first others
-		if err := e.store.Release(ctx, e.recorder.lease(h)); err != nil && !errors.Is(err, batch.ErrLeaseLost) {
+		lease := e.recorder.lease(h)
+		lease.Died = slices.ContainsFunc(h.requests, hasFailed)
+		if err := e.store.Release(ctx, lease); err != nil && !errors.Is(err, batch.ErrLeaseLost) {
 			e.strays = true
 			return err
 		}
@@ -202,13 +209,18 @@ func (e *Engine) giveIdle(ctx context.Context) error {
 	return nil
 }
 
+func hasFailed(r request) bool { return !r.failed.IsZero() || r.cuts > 0 }
+
 // idleHolds returns the segments that are to be given back. e.mu is held.
 func (e *Engine) idleHolds(now time.Time) (stuck []*hold) {
-	failed := func(r request) bool { return !r.failed.IsZero() || r.cuts > 0 }
 	for _, h := range e.holds {
-		if h.inFlight == 0 && !h.sealing && h.ending == "" && now.Sub(h.moved) >= idle && !slices.ContainsFunc(h.requests, failed) {
-			stuck = append(stuck, h)
+		if h.inFlight > 0 || h.sealing || h.ending != "" || now.Sub(h.moved) < idle {
+			continue
 		}
+		if slices.ContainsFunc(h.requests, hasFailed) && (h.frail || e.capacity(h.lane.Lane).open) {
+			continue
+		}
+		stuck = append(stuck, h)
 	}
 	return stuck
 }
@@ -417,6 +429,17 @@ func (e *Engine) hesitates(k work) bool {
 // a result already.
 func (e *Engine) hold(ctx context.Context, lease batch.Lease, w batch.Work) error {
 	h := &hold{lease: lease, ending: lease.Ending, frail: lease.Deaths >= frail}
+	if err := e.reaching(ctx, func(ctx context.Context) error { return e.read(ctx, h) }); err != nil {
+		return err
+	}
+	h.ctx, h.cancel = context.WithCancelCause(e.hard)
+	e.enlist(h, w)
+	return nil
+}
+
+// read reads what h has to do.
+func (e *Engine) read(ctx context.Context, h *hold) error {
+	lease := h.lease
 	r := blob.Concat(ctx, e.blobs, lease.Input, lease.Offset, lease.Length)
 	defer r.Close()
 	window := make([]byte, lease.Length)
@@ -455,10 +478,14 @@ func (e *Engine) hold(ctx context.Context, lease batch.Lease, w batch.Work) erro
 	slices.SortFunc(h.order, func(a, b int32) int {
 		return bytes.Compare(h.requests[a].Body, h.requests[b].Body)
 	})
-	h.ctx, h.cancel = context.WithCancelCause(e.hard)
+	return nil
+}
 
+// enlist adds h to what is worked on.
+func (e *Engine) enlist(h *hold, w batch.Work) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	lease := h.lease
 	if lost := e.holds[lease.ID]; lost != nil {
 		e.recorder.lose(lost) // unnoticed so far: else we would not be given it again
 		e.remove(lost)
@@ -491,7 +518,6 @@ func (e *Engine) hold(ctx context.Context, lease batch.Lease, w batch.Work) erro
 	q.add(h, now)
 	e.ready(h)
 	e.feedAll()
-	return nil
 }
 
 // keepOwn sees to it that h does not keep a window in memory of which most is other lanes'.

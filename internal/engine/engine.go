@@ -93,6 +93,8 @@ type Engine struct {
 	workers  sync.WaitGroup
 	seals    chan *hold
 
+	reach reach
+
 	told bool // the others know of something that goes on here; owned by keepLease
 
 	// Owned by claimAll.

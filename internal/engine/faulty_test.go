@@ -154,10 +154,6 @@ func (s *faultyStore) Tell(ctx context.Context, node string, now map[string]batc
 	return throughErr(s.f, "Tell", func() error { return s.s.Tell(ctx, node, now) })
 }
 
-func (s *faultyStore) Share(ctx context.Context, node string, claims []batch.Claim, divide func(batch.Division) (batch.Grant, batch.Search)) ([]batch.Grant, error) {
-	return through(s.f, "Share", func() ([]batch.Grant, error) { return s.s.Share(ctx, node, claims, divide) })
-}
-
 func (s *faultyStore) ClaimValidating(ctx context.Context, node string) (*batch.Admission, error) {
 	return through(s.f, "ClaimValidating", func() (*batch.Admission, error) { return s.s.ClaimValidating(ctx, node) })
 }

@@ -11,7 +11,8 @@ import (
 	"offpeak/internal/journal"
 )
 
-// sealHold seals h for as long as that takes, since there is nobody else to do it while h is held.
+// sealHold seals h for as long as that takes, since there is nobody else to do it while h is held;
+// where others can, and we cannot, they get it.
 //
 // If we crash before the last step, the parts are blobs that nobody names and that are swept; the
 // next owner seals again under new keys, to the same bytes.
@@ -22,7 +23,10 @@ func (e *Engine) sealHold(ctx context.Context, h *hold) {
 	for pause := 100 * time.Millisecond; ; pause = min(2*pause, 5*time.Second) {
 		var err error
 		if !written {
-			output, errs, err = e.writeParts(ctx, h, lease)
+			err = e.reaching(ctx, func(ctx context.Context) (err error) {
+				output, errs, err = e.writeParts(ctx, h, lease)
+				return err
+			})
 			written = err == nil
 		}
 		if written {
@@ -43,6 +47,12 @@ func (e *Engine) sealHold(ctx context.Context, h *hold) {
 			return
 		case errors.Is(err, batch.ErrSwept):
 			written = false
+		case errors.Is(err, errCutOff):
+			if err = e.store.Release(ctx, lease); err == nil || errors.Is(err, batch.ErrLeaseLost) {
+				e.log.Info("segment given back, others seal it", "batch", h.lease.BatchID, "segment", h.lease.ID)
+				e.drop(h)
+				return
+			}
 		case errors.Is(err, errUnrecorded), errors.Is(err, batch.ErrSealed):
 			// It is not ours any more, or else whoever claims it next makes good what is missing.
 			if err = e.store.Release(ctx, lease); err == nil || errors.Is(err, batch.ErrLeaseLost) {

@@ -84,9 +84,6 @@ func (s *site) useful(now time.Time) int {
 		}
 		room = min(room, s.gate.Limit()-s.gate.InFlight()-before)
 	}
-	if s.shared() {
-		room = min(room, s.allowed())
-	}
 	return max(room, 0)
 }
 

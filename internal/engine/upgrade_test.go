@@ -15,6 +15,7 @@ import (
 	"offpeak/internal/engine"
 	"offpeak/internal/sched"
 	"offpeak/internal/sim"
+	"offpeak/internal/store/storetest"
 	"offpeak/internal/upstream"
 )
 
@@ -186,33 +187,73 @@ func (b *bench) bring(status batch.UploadStatus) {
 // TestUpgrade takes over the data folder of every former version of the schema, from a server that
 // died, and brings to an end what is in it.
 func TestUpgrade(t *testing.T) {
+	eachFixture(t, func(t *testing.T, folder string) {
+		bubble(t, func(b *bench) {
+			b.takeFixture(folder)
+			b.examine()
+			b.finishFixture()
+			b.examine()
+		})
+	})
+}
+
+// TestMigrate moves the data folder of every version of the schema to PostgreSQL, where nodes bring to
+// an end what is in it.
+func TestMigrate(t *testing.T) {
+	eachFixture(t, func(t *testing.T, path string) {
+		dsn := storetest.Postgres(t)
+		bubble(t, func(b *bench) {
+			b.takeFixture(path)
+			from := b.store
+			node, err := from.Join(b.Context(), "the one that moves it")
+			if err == nil {
+				err = from.Leave(b.Context(), node)
+			}
+			if err != nil {
+				b.Fatal(err)
+			}
+			b.storage = database{folder: b.storage.(folder), dsn: dsn}
+			b.open()
+			if err := from.CopyTo(b.Context(), b.store, func(int64, int64) {}); err != nil {
+				b.Fatal(err)
+			}
+			from.Close()
+			b.doctor = b.newDoctor()
+			b.examine()
+			b.finishFixture()
+			b.examine()
+		})
+	})
+}
+
+func eachFixture(t *testing.T, f func(t *testing.T, folder string)) {
+	t.Helper()
 	aboutFolders(t)
 	folders, err := filepath.Glob(filepath.Join(fixtures, "*"))
 	if err != nil || len(folders) == 0 {
 		t.Fatal(folders, err)
 	}
 	for _, folder := range folders {
-		t.Run(filepath.Base(folder), func(t *testing.T) {
-			bubble(t, func(b *bench) {
-				b.store.Close()
-				b.foreign = true // answers of a simulated upstream may have been others then
-				if err := os.RemoveAll(filepath.Join(b.dir, "blobs")); err != nil {
-					b.Fatal(err)
-				}
-				if err := os.Remove(filepath.Join(b.dir, "offpeak.db")); err != nil {
-					b.Fatal(err)
-				}
-				if err := os.CopyFS(b.dir, os.DirFS(folder)); err != nil {
-					b.Fatal(err)
-				}
-				time.Sleep(time.Hour - time.Minute) // the fixture's time began when ours did
-				b.open()
-				b.examine()
-				b.finishFixture()
-				b.examine()
-			})
-		})
+		t.Run(filepath.Base(folder), func(t *testing.T) { f(t, folder) })
 	}
+}
+
+// takeFixture puts a fixture in the place of the bench's folder.
+func (b *bench) takeFixture(folder string) {
+	b.Helper()
+	b.store.Close()
+	b.foreign = true // answers of a simulated upstream may have been others then
+	if err := os.RemoveAll(filepath.Join(b.dir, "blobs")); err != nil {
+		b.Fatal(err)
+	}
+	if err := os.Remove(filepath.Join(b.dir, "offpeak.db")); err != nil {
+		b.Fatal(err)
+	}
+	if err := os.CopyFS(b.dir, os.DirFS(folder)); err != nil {
+		b.Fatal(err)
+	}
+	time.Sleep(time.Hour - time.Minute) // the fixture's time began when ours did
+	b.open()
 }
 
 // finishFixture has a server come to an end with what furnish left.

@@ -244,6 +244,46 @@ func TestPrimaryLost(t *testing.T) {
 	}
 }
 
+// TestStandbyMissing: while the synchronous standby is away nothing is acknowledged, and no limit of
+// ours makes the server say otherwise.
+func TestStandbyMissing(t *testing.T) {
+	server := pgtest.Start(t)
+	s, err := store.ConnectImpatiently(t.Context(), server.DSN("postgres"), time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	run(t, server.DSN("postgres"), `ALTER SYSTEM SET synchronous_standby_names = 'standby'`)
+	run(t, server.DSN("postgres"), `SELECT pg_reload_conf()`)
+	db := raw(t, server.DSN("postgres"))
+	for set := ""; set != "standby"; {
+		if err := db.QueryRow(`SHOW synchronous_standby_names`).Scan(&set); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.ReserveBlob(t.Context(), "a"); !errors.Is(err, store.ErrSilent) {
+		t.Errorf("a write without the standby: %v, want %v", err, store.ErrSilent)
+	}
+	c, err := db.Conn(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	for _, query := range []string{store.Begin(50 * time.Millisecond), `INSERT INTO blobs (key, created_at) VALUES ('b', 1)`} {
+		if _, err := c.ExecContext(t.Context(), query); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	if _, err := c.ExecContext(ctx, "COMMIT"); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("a commit that waits for the standby ends with %v", err)
+	}
+	// For the clean-up, which commits, too.
+	run(t, server.DSN("postgres"), `ALTER SYSTEM RESET synchronous_standby_names`)
+	run(t, server.DSN("postgres"), `SELECT pg_reload_conf()`)
+}
+
 // TestPostgresStopped: a server that is there and does not answer is given up in time, and found again.
 func TestPostgresStopped(t *testing.T) {
 	server := pgtest.Start(t)

@@ -32,6 +32,11 @@ func ConnectImpatiently(ctx context.Context, dsn string, silence time.Duration) 
 	return connect(ctx, d, dsn, Options{})
 }
 
+// Begin returns how a transaction begins, of which no statement may take longer.
+func Begin(longest time.Duration) string {
+	return limits{statement: longest, idle: time.Minute}.begin()
+}
+
 // ErrSilent is how a statement ends that was not answered in time.
 var ErrSilent = errSilent
 

@@ -40,7 +40,11 @@ func blocked(t *testing.T, dsn string) {
 		t.Fatal(err)
 	}
 	defer c.Close(context.WithoutCancel(t.Context()))
-	for n := 0; n == 0; {
+	for n, start := 0, time.Now(); n == 0; {
+		if time.Since(start) > 20*time.Second {
+			t.Error("nobody waits for a lock")
+			return
+		}
 		if err := c.QueryRow(t.Context(), `SELECT count(*) FROM pg_stat_activity
 			WHERE datname = current_database() AND wait_event_type = 'Lock'`).Scan(&n); err != nil {
 			t.Fatal(err)

@@ -69,7 +69,9 @@ type limits struct {
 var patient = limits{statement: 8 * time.Second, idle: 4 * time.Second, connect: 3 * time.Second}
 
 // begin begins a transaction that writes. Its limits are set here and not for the session, which
-// behind a pooler is not ours; and they come back with the answer to BEGIN.
+// behind a pooler is not ours; and they come back with the answer to BEGIN. A commit that waits for a
+// synchronous standby has no limit at the server, which would say that it is done: it is the client
+// that loses patience, and knows nothing.
 func (l limits) begin() string {
 	return fmt.Sprintf("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL statement_timeout = %d; "+
 		"SET LOCAL idle_in_transaction_session_timeout = %d", l.statement.Milliseconds(), l.idle.Milliseconds())

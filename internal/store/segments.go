@@ -61,12 +61,16 @@ func (s *Store) Claim(ctx context.Context, node string, w batch.Work) (l *batch.
 
 // Release gives a segment back. Its journal stays for the next owner.
 func (s *Store) Release(ctx context.Context, l batch.Lease) error {
+	deaths := 0
+	if l.Died {
+		deaths = 1
+	}
 	return s.tx(ctx, func(q querier) error {
-		err := s.compareAndSet(ctx, q, l, false, `token = NULL, node_id = NULL`)
+		err := s.compareAndSet(ctx, q, l, false, `token = NULL, node_id = NULL, deaths = deaths + $5`, deaths)
 		if errors.Is(err, errApplied) {
 			// The owner's last group went through although it was told otherwise.
 			l.Seq++
-			err = s.compareAndSet(ctx, q, l, false, `token = NULL, node_id = NULL`)
+			err = s.compareAndSet(ctx, q, l, false, `token = NULL, node_id = NULL, deaths = deaths + $5`, deaths)
 		}
 		return err
 	})

@@ -207,3 +207,12 @@ CREATE TABLE idempotency_keys (
 CREATE INDEX idempotency_keys_age ON idempotency_keys (created_at);
 
 INSERT INTO projects (id, name, created_at) VALUES ('proj_default', 'default', 0);
+
+-- Storage, of which SQLite has no choice. Groups of results are packed already.
+ALTER TABLE journal ALTER COLUMN data SET STORAGE EXTERNAL;
+-- Rows that change many times change in their page.
+ALTER TABLE nodes SET (fillfactor = 50);
+ALTER TABLE batch_lanes SET (fillfactor = 50);
+ALTER TABLE batches SET (fillfactor = 80);
+-- And what is left of old ones is not to pile up in the indexes that claims are chosen by.
+ALTER TABLE segments SET (autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_threshold = 1000);
