@@ -150,6 +150,10 @@ func (s *faultyStore) Bury(ctx context.Context, node string, silent time.Duratio
 	return through(s.f, "Bury", func() (batch.Burial, error) { return s.s.Bury(ctx, node, silent) })
 }
 
+func (s *faultyStore) Share(ctx context.Context, node string, claims []batch.Claim, divide func(batch.Division) (batch.Grant, batch.Search)) ([]batch.Grant, error) {
+	return through(s.f, "Share", func() ([]batch.Grant, error) { return s.s.Share(ctx, node, claims, divide) })
+}
+
 func (s *faultyStore) Tell(ctx context.Context, node string, now map[string]batch.Activity) error {
 	return throughErr(s.f, "Tell", func() error { return s.s.Tell(ctx, node, now) })
 }
