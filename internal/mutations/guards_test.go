@@ -184,7 +184,7 @@ var mutations = []mutation{
 	{"a step of the database's clock is nobody's death", "internal/engine/membership.go",
 		" || off > margin {", " || off > 1<<62 {", engineTests + " -run TestMayJudge"},
 	{"a suspended machine judges nobody when it wakes", "internal/engine/membership.go",
-		"if m.failing || !agree || passed", "if m.failing || !agree && false || passed", engineTests + " -run TestMayJudge"},
+		"if m.failing || !agree || passed > 2*beatEvery || off > margin {", "if m.failing || (!agree || passed > 2*beatEvery || off > margin) && false {", engineTests + " -run TestMayJudge"},
 	{"who was declared dead gives up what it held", "internal/engine/membership.go",
 		"		e.recorder.lose(h)\n		e.remove(h)\n	}\n	e.forfeit()", "		_ = h\n	}\n	e.forfeit()", engineTests + " -run TestNodeCutOff|TestTakenForDead/folder"},
 	{"who was declared dead joins anew", "internal/engine/membership.go",
