@@ -213,7 +213,8 @@ func TestNodeCutOff(t *testing.T) {
 				b.Fatalf("%v after it was cut off, the node still sends, and is taken for dead", time.Since(cut))
 			}
 		}
-		if after := at.Sub(cut); after > 13100*time.Millisecond || after < 7*time.Second {
+		// It has so much in hand, or less if it was about to claim more.
+		if after := at.Sub(cut); after > 13100*time.Millisecond {
 			b.Errorf("the node sent its last request %v after it was cut off", after)
 		}
 		if b.nodes("dead")["node 0"].ID == "" {
