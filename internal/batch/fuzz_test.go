@@ -45,6 +45,13 @@ func FuzzLine(f *testing.F) {
 		if valid := isObject(text); comparable(text) && valid != (err == nil) {
 			t.Fatalf("%q: %v, and encoding/json says %v", text, err, valid)
 		}
+		var q quick
+		var quickly fields
+		if q.request(text, &quickly) {
+			if err != nil || string(quickly.customID) != string(got.customID) || string(quickly.body) != string(got.body) || string(quickly.model) != string(got.model) {
+				t.Fatalf("%q: quickly %+v, else %+v, %v", text, quickly, got, err)
+			}
+		}
 		line := Line{Number: 1, Text: text}
 		checked, _, lerr := NewChecker(Rules{}).Line(line)
 		if (err != nil) != (lerr != nil && lerr.Code == "invalid_json_line") {
@@ -159,6 +166,12 @@ func FuzzAnswer(f *testing.F) {
 		for _, n := range []int64{got.Input, got.Cached, got.Output, got.Reasoning, got.Total} {
 			if n < 0 || n >= 1<<41 {
 				t.Fatalf("%q: usage %+v", body, got)
+			}
+		}
+		var q quick
+		if quickly, ok := q.usage(body); ok {
+			if slowly, err := p.scan(body); err != nil || slowly != quickly {
+				t.Fatalf("%q: quickly %+v, else %+v, %v", body, quickly, slowly, err)
 			}
 		}
 		if again, err2 := p.Usage(body); again != got || (err == nil) != (err2 == nil) {

@@ -91,6 +91,7 @@ type Request struct {
 // A Parser cuts requests out of lines. It is not safe for concurrent use.
 type Parser struct {
 	s     scanner
+	q     quick
 	model string // the last one seen, to share its memory
 	line  fields
 }
@@ -104,9 +105,13 @@ type fields struct {
 
 // Request cuts the request out of a line that validation found good.
 func (p *Parser) Request(line Line) (Request, error) {
-	f, err := p.parse(line.Text)
-	if err != nil {
-		return Request{}, fmt.Errorf("line %d: %w", line.Number, err)
+	p.line = fields{}
+	f := &p.line
+	if ok := p.q.request(line.Text, f); !ok {
+		var err error
+		if f, err = p.parse(line.Text); err != nil {
+			return Request{}, fmt.Errorf("line %d: %w", line.Number, err)
+		}
 	}
 	return Request{Line: line.Number, CustomID: f.customID, Body: f.body, Model: p.intern(unquote(f.model))}, nil
 }

@@ -193,7 +193,8 @@ func TestParserCutsBytes(t *testing.T) {
 		if got, want := string(r.CustomID), `"a\u0062"`; got != want {
 			t.Errorf("custom_id %s, want %s", got, want)
 		}
-		if got, want := string(p.line.input), `["a","b"]`; got != want {
+		f, err := p.parse([]byte(line))
+		if got, want := string(f.input), `["a","b"]`; got != want || err != nil {
 			t.Errorf("input %s, want %s", got, want)
 		}
 		if r.Line != 7 || r.Model != "m" {

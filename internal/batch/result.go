@@ -115,11 +115,28 @@ func readError(body []byte) (shaped bool, text string) {
 }
 
 // An AnswerParser reads the answers of upstreams. It is not safe for concurrent use.
-type AnswerParser struct{ s scanner }
+type AnswerParser struct {
+	s scanner
+	q quick
+}
 
 // Usage checks that body is one JSON object, which every successful answer must be (contract
 // O-04), and returns the tokens it reports (contract B-06).
 func (p *AnswerParser) Usage(body []byte) (Usage, error) {
+	u, ok := p.q.usage(body)
+	p.q.raw = nil
+	var err error
+	if !ok {
+		u, err = p.scan(body)
+	}
+	if u.Total == 0 {
+		u.Total = u.Input + u.Output
+	}
+	return u, err
+}
+
+// scan is Usage for whatever body.
+func (p *AnswerParser) scan(body []byte) (Usage, error) {
 	var u Usage
 	err := p.s.object(body, func(name []byte) error {
 		if string(name) != "usage" || p.s.next() != '{' {
@@ -142,9 +159,6 @@ func (p *AnswerParser) Usage(body []byte) (Usage, error) {
 			return p.s.skip()
 		})
 	})
-	if u.Total == 0 {
-		u.Total = u.Input + u.Output
-	}
 	return u, err
 }
 
@@ -167,8 +181,12 @@ func (p *AnswerParser) number(n *int64) error {
 	if err != nil {
 		return err
 	}
+	setCount(n, raw)
+	return nil
+}
+
+func setCount(n *int64, raw []byte) {
 	if v, err := strconv.ParseInt(string(raw), 10, 64); err == nil && v >= 0 && v < 1<<40 {
 		*n = v
 	}
-	return nil
 }

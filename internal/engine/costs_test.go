@@ -15,6 +15,7 @@ import (
 	"offpeak/internal/batch"
 	"offpeak/internal/blob"
 	"offpeak/internal/engine"
+	"offpeak/internal/journal"
 	"offpeak/internal/store"
 	"offpeak/internal/upstream"
 )
@@ -25,7 +26,7 @@ type costs struct {
 	transactions int64
 	journal      int64 // bytes handed to it
 	parts        int64 // bytes written to them
-	output       int64 // bytes of the files that came of it
+	results      int64 // bytes of the lines that were recorded
 }
 
 // TestCosts bounds what a request costs beside its call, and what is written of its result. What a
@@ -41,17 +42,17 @@ func TestCosts(t *testing.T) {
 		what      string
 		got, most float64
 	}{
-		{"allocations for a request", each(b.allocations, a.allocations), 7},
-		{"transactions for 1,000 requests", 1000 * each(b.transactions, a.transactions), 5},
-		{"bytes of the journal for a byte of output", each(b.journal, a.journal) / each(b.output, a.output), 0.15},
+		{"allocations for a request", each(b.allocations, a.allocations), 6.5},
+		{"transactions for 1,000 requests", 1000 * each(b.transactions, a.transactions), 6},
+		{"bytes of the journal for a byte of results", each(b.journal, a.journal) / each(b.results, a.results), 0.15},
 	} {
 		t.Logf("%.3f %s", c.got, c.what)
 		if c.got > c.most && !race { // with the race detector more is allocated
 			t.Errorf("%.3f %s, want %.3f at most", c.got, c.what, c.most)
 		}
 	}
-	if a.parts != a.output || b.parts != b.output {
-		t.Errorf("%d and %d bytes were written for output files of %d and %d: want each byte once", a.parts, b.parts, a.output, b.output)
+	if a.parts != a.results || b.parts != b.results {
+		t.Errorf("%d and %d bytes of parts were written of results of %d and %d: want each byte once", a.parts, b.parts, a.results, b.results)
 	}
 }
 
@@ -61,7 +62,7 @@ func costsOf(t *testing.T, n int) (c costs) {
 		b := newBench(t)
 		b.patience = time.Hour
 		b.store.Close()
-		var transactions, journal, parts atomic.Int64
+		var transactions, packed, results, parts atomic.Int64
 		s, err := store.Open(t.Context(), b.dir, store.Options{Fault: func(string) (bool, error) {
 			transactions.Add(1)
 			return false, nil
@@ -84,7 +85,7 @@ func costsOf(t *testing.T, n int) (c costs) {
 		b.ups = []*up{{Upstream: u}}
 		input := b.upload(chat(n))
 		p := b.start(func(c *engine.Config) {
-			c.Store = &countingStore{c.Store, &journal}
+			c.Store = &countingStore{c.Store, journal.NewUnpacker(), &packed, &results}
 			c.Blobs = &countingBlobs{c.Blobs, &parts}
 		})
 		synctest.Wait()
@@ -94,13 +95,9 @@ func costsOf(t *testing.T, n int) (c costs) {
 		x := b.ends(b.create(input, 24*time.Hour))
 		runtime.ReadMemStats(&after)
 		b.want(x, batch.Completed, int64(n), int64(n), 0)
-		f, err := b.store.File(t.Context(), batch.DefaultProject, x.OutputFileID)
-		if err != nil {
-			t.Fatal(err)
-		}
 		c = costs{
 			allocations: int64(after.Mallocs - before.Mallocs), transactions: transactions.Load(),
-			journal: journal.Load(), parts: parts.Load(), output: f.Bytes,
+			journal: packed.Load(), parts: parts.Load(), results: results.Load(),
 		}
 		p.stop()
 		if err := <-p.ended; err != nil {
@@ -145,12 +142,23 @@ func (*instant) SetWriteDeadline(time.Time) error { return nil }
 // A countingStore counts what goes into the journal.
 type countingStore struct {
 	engine.Store
-	bytes *atomic.Int64
+	unpacker        *journal.Unpacker
+	packed, results *atomic.Int64
 }
 
 func (s *countingStore) Record(ctx context.Context, groups []batch.Group) ([]int64, error) {
 	for _, g := range groups {
-		s.bytes.Add(int64(len(g.Data)))
+		s.packed.Add(int64(len(g.Data)))
+		data, err := s.unpacker.Unpack(g.Data)
+		if err != nil {
+			return nil, err
+		}
+		for e, err := range journal.Entries(data) {
+			if err != nil {
+				return nil, err
+			}
+			s.results.Add(int64(len(e.Line)))
+		}
 	}
 	return s.Store.Record(ctx, groups)
 }

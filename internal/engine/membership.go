@@ -31,7 +31,7 @@ type members interface {
 
 const (
 	beatEvery = 5 * time.Second
-	beatAgain = time.Second // after one that failed, or while one is not answered
+	beatAgain = time.Second // after one that failed
 	// margin is how long before the others may take its segments a node stops sending: for the call
 	// that is just being sent, and for clocks that do not go equally fast.
 	margin = 2 * time.Second
@@ -162,7 +162,7 @@ func (e *Engine) keepLease(ctx context.Context) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	<-timer.C
-	for {
+	for began := time.Now(); ; {
 		m.mu.Lock()
 		wait, last := beatEvery, m.last.Lasts
 		if m.failing {
@@ -172,13 +172,14 @@ func (e *Engine) keepLease(ctx context.Context) {
 		if wait == beatEvery && last == 0 {
 			return
 		}
-		timer.Reset(wait)
+		timer.Reset(wait - time.Since(began)) // however long the last one took, and what came after it
 		select {
 		case <-timer.C:
 		case <-m.again:
 		case <-ctx.Done():
 			return
 		}
+		began = time.Now()
 		e.beat(ctx)
 		e.tell(ctx)
 	}

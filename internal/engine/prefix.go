@@ -269,6 +269,9 @@ func (h *hold) cutRuns(add func(p prefix, from, to int32)) {
 			for to < len(h.order) && !begins(to) {
 				to++
 			}
+			// What begins like no other goes in the order of lines, in which the results are sealed:
+			// then a group of them is unpacked once.
+			slices.Sort(h.order[from:to])
 		} else {
 			for begins(to - 1) {
 				to++

@@ -18,6 +18,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"slices"
 
 	"github.com/klauspost/compress/zstd"
 )
@@ -160,19 +161,25 @@ type Record struct {
 	seqs    []int64
 	places  []place
 	unpack  *Unpacker
-	cache   map[int32][]byte // data of groups
-	cached  int              // bytes in cache
+	// The data of all groups, if that is no more than cacheBytes; else nil.
+	cache  map[int32][]byte
+	cached int // bytes in cache
+	// Else the lines of some requests that follow each other.
+	from, to int    // which: those before to
+	lines    []byte // one after the other
 }
 
 // A place is where a line stands.
 type place struct {
 	group        int32 // index into seqs
 	offset, size int   // in the data of the group; size 0: not recorded
+	at           int   // in lines
 	ok           bool
 }
 
 // cacheBytes bounds the data that is kept while lines are read. Results stand in the journal in
-// the order they came; of a segment of large answers a group may be unpacked several times.
+// the order they came; of a segment of large answers each group is unpacked once for every so many
+// bytes of lines of which it has any.
 const cacheBytes = 8 << 20
 
 // Read reads what is recorded of a segment of n requests. Close the record after use.
@@ -209,6 +216,12 @@ func (r *Record) index(ctx context.Context, group int32) error {
 		}
 		r.places[e.Index] = place{group: group, offset: e.Offset, size: len(e.Line), ok: e.OK}
 	}
+	if r.cached += len(data); r.cached > cacheBytes {
+		r.cache = nil
+	}
+	if r.cache != nil {
+		r.cache[group] = data
+	}
 	return nil
 }
 
@@ -216,35 +229,70 @@ func (r *Record) index(ctx context.Context, group int32) error {
 func (r *Record) Has(i int) bool { return r.places[i].size > 0 }
 
 // Line returns the finished line of the request with the index, and whether it succeeded. The line
-// is valid until the next call.
+// is valid until the next call. Lines are meant to be asked for in the order of requests.
 func (r *Record) Line(ctx context.Context, i int) (line []byte, ok bool, err error) {
-	p := r.places[i]
-	data, err := r.load(ctx, p.group)
-	if err != nil {
-		return nil, false, fmt.Errorf("group %d: %w", r.seqs[p.group], err)
+	p := &r.places[i]
+	if r.cache != nil {
+		data := r.cache[p.group]
+		return data[p.offset : p.offset+p.size], p.ok, nil
 	}
-	return data[p.offset : p.offset+p.size], p.ok, nil
+	if i < r.from || i >= r.to {
+		if err := r.gather(ctx, i); err != nil {
+			return nil, false, err
+		}
+	}
+	return r.lines[p.at : p.at+p.size], p.ok, nil
 }
 
-func (r *Record) load(ctx context.Context, group int32) ([]byte, error) {
-	if data, ok := r.cache[group]; ok {
-		return data, nil
+// gather reads the lines of the request with the index and of as many behind it as there is room
+// for. It has one group in memory at a time.
+func (r *Record) gather(ctx context.Context, from int) error {
+	r.from, r.to = 0, 0 // nothing, should this fail
+	size, to := 0, from
+	var groups []int32
+	for ; to < len(r.places); to++ {
+		p := &r.places[to]
+		if size > 0 && size+p.size > cacheBytes {
+			break
+		}
+		p.at, size = size, size+p.size
+		if p.size > 0 {
+			groups = append(groups, p.group)
+		}
 	}
+	if to == from+1 { // a large one is not copied
+		p := &r.places[from]
+		data, err := r.load(ctx, p.group)
+		if err != nil {
+			return fmt.Errorf("group %d: %w", r.seqs[p.group], err)
+		}
+		r.from, r.to, r.lines = from, to, data[p.offset:p.offset+p.size:p.offset+p.size]
+		return nil
+	}
+	r.lines = slices.Grow(r.lines[:0], size)[:size]
+	slices.Sort(groups)
+	for _, group := range slices.Compact(groups) {
+		data, err := r.load(ctx, group)
+		if err != nil {
+			return fmt.Errorf("group %d: %w", r.seqs[group], err)
+		}
+		for i := from; i < to; i++ {
+			if p := r.places[i]; p.group == group && p.size > 0 {
+				copy(r.lines[p.at:], data[p.offset:p.offset+p.size])
+			}
+		}
+	}
+	r.from, r.to = from, to
+	return nil
+}
+
+// load reads and unpacks a group.
+func (r *Record) load(ctx context.Context, group int32) ([]byte, error) {
 	packed, err := r.store.JournalGroup(ctx, r.segment, r.seqs[group])
 	if err != nil {
 		return nil, err
 	}
-	data, err := r.unpack.Unpack(packed)
-	if err != nil {
-		return nil, err
-	}
-	if r.cached+len(data) > cacheBytes {
-		clear(r.cache)
-		r.cached = 0
-	}
-	r.cache[group] = data
-	r.cached += len(data)
-	return data, nil
+	return r.unpack.Unpack(packed)
 }
 
 // Close gives the record's memory back.

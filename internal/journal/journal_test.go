@@ -6,7 +6,9 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"runtime"
+	"slices"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -67,6 +69,102 @@ func TestReadBack(t *testing.T) {
 			}
 		}
 	})
+}
+
+// counted is a Store that counts what it is asked for.
+type counted struct {
+	groups
+	loads int
+}
+
+func (c *counted) JournalGroup(ctx context.Context, segment, seq int64) ([]byte, error) {
+	c.loads++
+	return c.groups.JournalGroup(ctx, segment, seq)
+}
+
+// Of a segment that is larger than what may be in memory, a group is unpacked as often as there are
+// stretches of lines that it has some of, however its results are mixed with those of its neighbours.
+func TestGroupsAreUnpackedSeldom(t *testing.T) {
+	const n, size, each = 1000, 40_000, 90 // lines, bytes of one, lines of a group: the segment has 40 MB
+	stretches := n * size / cacheBytes
+	for _, test := range []struct {
+		name  string
+		order func() []int
+		most  func(groups int) int
+	}{
+		{"neighbours are mixed", func() []int {
+			order := make([]int, n)
+			for i := range order {
+				order[i] = i
+			}
+			for i := 0; i+200 < len(order); i += 100 { // half of each hundred comes a hundred later
+				for k := range 50 {
+					order[i+2*k], order[i+100+2*k] = order[i+100+2*k], order[i+2*k]
+				}
+			}
+			return order
+		}, func(groups int) int { return 3 * groups }},
+		{"no order", func() []int { return rand.New(rand.NewPCG(1, 2)).Perm(n) },
+			func(groups int) int { return (stretches + 2) * groups }},
+	} {
+		line := func(i int) []byte { return append(bytes.Repeat([]byte{byte(i), byte(i >> 8)}, size/2-1), '\n') }
+		p := NewPacker(1 << 16)
+		defer p.Close()
+		var c counted
+		order := test.order()
+		for batch := range slices.Chunk(order, each) {
+			var data []byte
+			for _, i := range batch {
+				data = AppendEntry(data, i, true, line(i))
+			}
+			c.groups = append(c.groups, p.Pack(data))
+		}
+		r, err := Read(t.Context(), &c, 1, n)
+		if err != nil {
+			t.Fatal(err)
+		}
+		slices.Sort(order)
+		for _, i := range order {
+			got, ok, err := r.Line(t.Context(), i)
+			if err != nil || !ok || !bytes.Equal(got, line(i)) {
+				t.Fatalf("%s: request %d: %d bytes, %v, %v", test.name, i, len(got), ok, err)
+			}
+			if len(r.lines) > cacheBytes {
+				t.Fatalf("%s: %d bytes are in memory", test.name, len(r.lines))
+			}
+		}
+		r.Close()
+		if most := test.most(len(c.groups)); c.loads > most {
+			t.Errorf("%s: %d groups were unpacked %d times, more than %d", test.name, len(c.groups), c.loads, most)
+		}
+	}
+}
+
+// A line larger than what may be in memory is read all the same.
+func TestLargeLine(t *testing.T) {
+	large := append(bytes.Repeat([]byte("x"), cacheBytes+1), '\n')
+	p := NewPacker(1 << 16)
+	defer p.Close()
+	g := groups{
+		p.Pack(AppendEntry(AppendEntry(nil, 2, true, []byte("2\n")), 0, false, []byte("0\n"))),
+		p.Pack(AppendEntry(nil, 1, true, large)),
+	}
+	r, err := Read(t.Context(), g, 1, 4)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	for i, want := range []string{"0\n", string(large), "2\n"} {
+		for range 2 {
+			got, ok, err := r.Line(t.Context(), i)
+			if err != nil || ok != (i > 0) || string(got) != want {
+				t.Errorf("request %d: %d bytes, %v, %v", i, len(got), ok, err)
+			}
+		}
+	}
+	if got, _, err := r.Line(t.Context(), 0); err != nil || string(got) != "0\n" { // and once more from the beginning
+		t.Errorf("request 0: %q, %v", got, err)
+	}
 }
 
 // Whatever bytes a group has, reading it ends in entries within it or in an error.

@@ -31,12 +31,17 @@ type Lab struct {
 	as      *syscall.Credential
 }
 
-// New makes a lab.
+// New makes a lab, in memory where that is a folder.
 func New() (*Lab, error) {
 	scratch := "/dev/shm"
 	if _, err := os.Stat(scratch); err != nil {
 		scratch = os.TempDir()
 	}
+	return NewIn(scratch)
+}
+
+// NewIn makes a lab in a folder, which everybody may look into.
+func NewIn(scratch string) (*Lab, error) {
 	dir, err := os.MkdirTemp(scratch, "offpeak-lab-")
 	if err != nil {
 		return nil, err

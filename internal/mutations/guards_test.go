@@ -162,7 +162,7 @@ var mutations = []mutation{
 	{"what the dead validated is free", "internal/store/nodes.go",
 		"`UPDATE batches SET token = NULL, node_id = NULL WHERE id`", "`UPDATE batches SET node_id = NULL WHERE id`", sharedTests},
 	{"of the living nothing is freed", "internal/store/nodes.go",
-		"WHERE sealed_at IS NULL AND token IS NOT NULL AND node_id IN (SELECT id FROM nodes WHERE dead_at IS NOT NULL)\n		ORDER BY id LIMIT 500`, \"segments\"", "WHERE sealed_at IS NULL AND token IS NOT NULL AND node_id IN (SELECT id FROM nodes)\n		ORDER BY id LIMIT 500`, \"segments\"", sharedTests},
+		"WHERE sealed_at IS NULL AND token IS NOT NULL AND node_id IS NOT NULL AND node_id IN (SELECT id FROM nodes WHERE dead_at IS NOT NULL)\n		ORDER BY id + 0 LIMIT 500`, \"segments\"", "WHERE sealed_at IS NULL AND token IS NOT NULL AND node_id IS NOT NULL AND node_id IN (SELECT id FROM nodes)\n		ORDER BY id + 0 LIMIT 500`, \"segments\"", sharedTests},
 	{"deaths of nodes over a segment are counted", "internal/store/nodes.go",
 		"node_id = NULL, deaths = deaths + 1 WHERE id`", "node_id = NULL WHERE id`", sharedTests},
 	{"a node that holds something stays", "internal/store/sweep.go",

@@ -102,15 +102,16 @@ func (s *Store) Bury(ctx context.Context, node string, silent time.Duration) (b 
 	if b.Nodes, err = s.declare(ctx, node, silent); err != nil {
 		return b, fmt.Errorf("bury: %w", err)
 	}
+	// Ordered by what is not quite the key, which a planner might else go through from its beginning.
 	b.Segments, err = s.freeAll(ctx, `SELECT id FROM segments
-		WHERE sealed_at IS NULL AND token IS NOT NULL AND node_id IN (SELECT id FROM nodes WHERE dead_at IS NOT NULL)
-		ORDER BY id LIMIT 500`, "segments", `UPDATE segments SET token = NULL, node_id = NULL, deaths = deaths + 1 WHERE id`)
+		WHERE sealed_at IS NULL AND token IS NOT NULL AND node_id IS NOT NULL AND node_id IN (SELECT id FROM nodes WHERE dead_at IS NOT NULL)
+		ORDER BY id + 0 LIMIT 500`, "segments", `UPDATE segments SET token = NULL, node_id = NULL, deaths = deaths + 1 WHERE id`)
 	if err != nil {
 		return b, fmt.Errorf("bury: %w", err)
 	}
 	b.Batches, err = s.freeAll(ctx, `SELECT id FROM batches
-		WHERE status = 'validating' AND token IS NOT NULL AND node_id IN (SELECT id FROM nodes WHERE dead_at IS NOT NULL)
-		ORDER BY id LIMIT 500`, "batches", `UPDATE batches SET token = NULL, node_id = NULL WHERE id`)
+		WHERE status = 'validating' AND node_id IS NOT NULL AND node_id IN (SELECT id FROM nodes WHERE dead_at IS NOT NULL)
+		ORDER BY seq + 0 LIMIT 500`, "batches", `UPDATE batches SET token = NULL, node_id = NULL WHERE id`)
 	if err != nil {
 		return b, fmt.Errorf("bury: %w", err)
 	}

@@ -31,19 +31,19 @@ const furnish = `
 SET session_replication_role = replica;
 SET synchronous_commit = off;
 INSERT INTO projects (id, name, created_at) SELECT 'proj_' || i, 'p' || i, i FROM generate_series(1, 999) i;
-INSERT INTO nodes (id, name, started_at, heartbeat_at, dead_at) SELECT 'node_' || i, 'n', 0, 0, CASE WHEN i > 3 THEN 1 END FROM generate_series(1, 1000) i;
+INSERT INTO nodes (id, name, started_at, heartbeat_at, dead_at) SELECT 'node_' || i, 'n', 0, 0, CASE WHEN i > 3 THEN 7999999999000 END FROM generate_series(1, 1000) i;
 INSERT INTO batches (id, project_id, endpoint, model, input_file_id, output_file_id, error_file_id, output_expires_after,
 		completion_window, status, ending, total, open_segments, node_id, token, created_at, expires_at, in_progress_at, completed_at)
 	SELECT 'batch_' || lpad(i::text, 26, '0'), CASE WHEN i % 1000 = 0 THEN 'proj_default' ELSE 'proj_' || i % 1000 END,
 		'/v1/chat/completions', 'm', 'file_in' || lpad(i::text, 22, '0'), 'file_out' || lpad(i::text, 22, '0'), 'file_err' || lpad(i::text, 22, '0'),
 		2592000000, '24h', s, CASE s WHEN 'completed' THEN 'completed' WHEN 'finalizing' THEN 'completed' ELSE '' END,
-		5000, CASE s WHEN 'in_progress' THEN 2500 ELSE 0 END, 'node_1', 'token', i, 9000000000000, i, CASE s WHEN 'completed' THEN i + 1000 END
+		5000, CASE s WHEN 'in_progress' THEN 2500 ELSE 0 END, CASE s WHEN 'validating' THEN 'node_1' END, 'token', i, 9000000000000, i, CASE s WHEN 'completed' THEN i + 1000 END
 	FROM (SELECT i, CASE WHEN i % 500 <> 0 THEN 'completed' WHEN i % 5000 = 0 THEN 'validating' ELSE 'in_progress' END AS s
 		FROM generate_series(1, $N) i) AS b;
 INSERT INTO segments (batch_id, model, endpoint, byte_offset, byte_length, first_line, total, completed, node_id, token, seq,
 		output_key, output_bytes, sealed_at)
 	SELECT b.id, 'm', '/v1/chat/completions', k, 1, k, 1000, CASE WHEN k <= 2500 THEN 1000 WHEN k <= 2510 THEN 100 ELSE 0 END,
-		CASE WHEN k <= 2510 THEN 'node_' || 1 + k % 3 END, CASE WHEN k <= 2510 THEN 'token' || k END, CASE WHEN k <= 2510 THEN 3 ELSE 0 END,
+		CASE WHEN k > 2500 AND k <= 2510 THEN 'node_' || 1 + k % 3 END, CASE WHEN k <= 2510 THEN 'token' || k END, CASE WHEN k <= 2510 THEN 3 ELSE 0 END,
 		CASE WHEN k <= 2500 THEN 'out' || b.seq || '_' || k END, 100, CASE WHEN k <= 2500 THEN 1 END
 	FROM batches b, generate_series(1, 5000) k WHERE b.seq % 500 = 0;
 INSERT INTO batch_lanes (batch_id, model, endpoint, open) SELECT id, 'm', '/v1/chat/completions', open_segments FROM batches WHERE status = 'in_progress';
@@ -213,6 +213,8 @@ func (p *plans) visit(n int) {
 	p.want("ReleaseStrays", 5, func() error { return p.ReleaseStrays(ctx, node, nil) })
 	p.want("ReleaseStrays, many", 3*held, func() error { return p.ReleaseStrays(ctx, "node_2", []string{"token2501"}) })
 	p.want("ReleaseStrayBatches", 3*running, func() error { return p.ReleaseStrayBatches(ctx, node, nil) })
+	p.want("Heartbeat", 1100, func() error { _, err := p.Heartbeat(ctx, node); return err })
+	p.want("Bury, in vain", 1100, func() error { _, err := p.Bury(ctx, node, 2.5e6*time.Hour); return err })
 	p.want("Endings", 500, func() error {
 		var ids []string
 		for i := range 50 {
@@ -267,7 +269,7 @@ func (p *plans) visit(n int) {
 	})
 	p.want("Segments", 6000, func() error { _, err := p.Segments(ctx, id(500), false); return err })
 
-	p.want("Sweep", float64(n/1000+5), func() error { _, err := p.Sweep(ctx); return err })
+	p.want("Sweep", float64(n/1000+1000), func() error { _, err := p.Sweep(ctx); return err }) // all nodes of a week
 	p.want("Deleted", 5, func() error { _, err := p.Deleted(ctx, 0); return err })
 	p.want("DropBatches", 5, func() error { return p.DropBatches(ctx, 8e12*time.Millisecond) })
 	p.want("CountBatches", 3*running, func() error { _, err := p.CountBatches(ctx); return err })

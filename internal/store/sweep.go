@@ -45,10 +45,16 @@ func (s *Store) Sweep(ctx context.Context) (more bool, err error) {
 				}
 			}
 		}
-		if _, err := exec(ctx, q, `DELETE FROM nodes WHERE id IN (SELECT id FROM nodes n WHERE dead_at <= $1
+		nodes, err := all(ctx, q, scalar[any], `SELECT id FROM nodes n WHERE dead_at <= $1
 				AND NOT EXISTS (SELECT 1 FROM segments WHERE node_id = n.id)
-				AND NOT EXISTS (SELECT 1 FROM batches WHERE node_id = n.id) LIMIT $2`+s.free("n")+`)`, ms(now.Add(-nodesKept)), most); err != nil {
+				AND NOT EXISTS (SELECT 1 FROM batches WHERE node_id = n.id) LIMIT $2`+s.free("n"), ms(now.Add(-nodesKept)), most)
+		if err != nil {
 			return err
+		}
+		if len(nodes) > 0 {
+			if _, err := exec(ctx, q, `DELETE FROM nodes WHERE id IN (`+in(1, len(nodes))+`)`, nodes...); err != nil {
+				return err
+			}
 		}
 		if moreUploads, err = s.sweepUploads(ctx, q, now, most); err != nil {
 			return err
