@@ -59,13 +59,22 @@ func lists(ctx context.Context, e *env) error {
 		{"page 10,000", "/v1/batches?after=" + recorded(onRecord-9_999*page)},
 	} {
 		began, answered := time.Now(), r.answered.Load()
+		before, err := s.cpu()
+		if err != nil {
+			return err
+		}
 		took, err := s.ask(ctx, ask.path, perSecond, seconds)
+		if err != nil {
+			return err
+		}
+		after, err := s.cpu()
 		if err != nil {
 			return err
 		}
 		busy := float64(r.answered.Load()-answered) / time.Since(began).Seconds()
 		e.report(figure{Case: fmt.Sprintf("%s, p99; %s requests/s run", ask.what, number(busy)), Unit: "ms", Measured: quantile(took, 0.99)},
 			atMost(10, "the server, its upstream and whoever asks share the cores: it waits for one of them"))
+		e.report(figure{Case: ask.what + ", CPU of it and what runs", Unit: "ms", Measured: milliseconds(after-before) / float64(len(took))}, goal{})
 	}
 	return nil
 }

@@ -93,7 +93,7 @@ func (e *Engine) eta(b batch.Batch, held []*queue, now time.Time) (last time.Tim
 		if n == 0 {
 			continue
 		}
-		at := q.pace.ETA(max(1, n*max(left, 1)/known), now)
+		at := q.eta(max(1, n*max(left, 1)/known), now)
 		if at.IsZero() {
 			return at
 		}
@@ -109,6 +109,25 @@ func (e *Engine) eta(b batch.Batch, held []*queue, now time.Time) (last time.Tim
 	}
 	return last
 }
+
+// told is what a queue's pace has told.
+type told struct {
+	eta, at time.Time
+	left    int64
+}
+
+// eta returns when that much of q is done. To find that out takes the time of some requests, and
+// somebody may ask a thousand times a second: within a tenth of one the answer stays as it is,
+// unless the question is another. e.mu is held.
+func (q *queue) eta(left int64, now time.Time) time.Time {
+	since := now.Sub(q.told.at)
+	if q.told.eta.IsZero() || since < 0 || since > 100*time.Millisecond || 100*abs(left-q.told.left) > left {
+		q.told = told{eta: q.pace.ETA(left, now), at: now, left: left}
+	}
+	return q.told.eta
+}
+
+func abs(n int64) int64 { return max(n, -n) }
 
 // waitingFor tells what holds b, or some lane of it, up; nothing if all of it moves. It is stuck if
 // nobody can tell for how long. e.mu is held.

@@ -103,6 +103,8 @@ type queue struct {
 	// Noted when segments were claimed last.
 	more int64 // segments that nobody held
 	want int   // how much it is to have in hand
+
+	told told
 }
 
 // A call is one request of a hold on its way to an upstream.

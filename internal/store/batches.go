@@ -144,7 +144,7 @@ func (s *Store) ListBatches(ctx context.Context, project string, page batch.Batc
 		where += ` AND (created_at, seq) < ($3, $4)`
 	}
 	batches, err = all(ctx, s.read, scanBatch, `SELECT `+batchColumns+` FROM batches b WHERE `+where+
-		` ORDER BY created_at DESC, seq DESC LIMIT $2`, args...)
+		` ORDER BY created_at DESC, seq DESC LIMIT `+computed("$2"), args...)
 	if err != nil {
 		return nil, false, err
 	}

@@ -132,7 +132,7 @@ func (s *Store) ListFiles(ctx context.Context, project string, page batch.FileQu
 		where += fmt.Sprintf(` AND (created_at, seq) %s ($%d, $%d)`, beyond, len(args)-1, len(args))
 	}
 	files, err = all(ctx, s.read, scanFile, `SELECT `+fileColumns+` FROM files WHERE `+where+
-		` ORDER BY created_at `+order+`, seq `+order+` LIMIT $3`, args...)
+		` ORDER BY created_at `+order+`, seq `+order+` LIMIT `+computed("$3"), args...)
 	if err != nil {
 		return nil, false, err
 	}
