@@ -109,7 +109,7 @@ func fellows(t *testing.T, c sim.Config, f func(b *bench, u *up)) {
 // fellow starts a node that uses the upstream with its settings.
 func (b *bench) fellow(name string, u *up, c upstream.Config) *fellow {
 	b.Helper()
-	c.Name, c.URL, c.Transport, c.Headers = "up", u.config.URL, u.config.Transport, map[string]string{nodeHeader: name}
+	c.Name, c.URL, c.Dialer, c.Headers = "up", u.config.URL, u.config.Dialer, map[string]string{nodeHeader: name}
 	own, err := upstream.New(c)
 	if err != nil {
 		b.Fatal(err)
