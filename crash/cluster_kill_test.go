@@ -185,3 +185,38 @@ func TestClusterCutOff(t *testing.T) {
 		})
 	}
 }
+
+// TestClusterRate has three nodes keep to a number of requests a minute together, while one of them is
+// killed and started again and again: none of them begins with a minute's worth.
+func TestClusterRate(t *testing.T) {
+	slow(t)
+	t.Parallel()
+	const minute = 1500
+	u := newUpstream(t, sim.Config{Seed: 1, Timing: sim.Timing{Latency: 50 * time.Millisecond}, Always400: refused})
+	c := newCluster(t, u, clusterOptions{nodes: 3, limit: 64, rate: minute})
+	c.startAll()
+	begun := time.Now()
+	c.w.submit(t, c.nodes[0].client(), 3*minute)
+	for time.Since(begun) < 75*time.Second {
+		time.Sleep(8 * time.Second) // what is tried
+		n := c.nodes[1]
+		n.kill()
+		n.start()
+		poll(t, n.name, n.isUp)
+	}
+	calls := u.of(0)
+	most, first := 0, 0
+	for i, call := range calls {
+		for call.begun.Sub(calls[first].begun) >= time.Minute {
+			first++
+		}
+		most = max(most, i-first+1)
+	}
+	t.Logf("%d calls in %.0f s, no more than %d in a minute", len(calls), time.Since(begun).Seconds(), most)
+	if most > minute {
+		t.Errorf("%d calls in a minute, of %d allowed", most, minute)
+	}
+	if least := minute / 2; most < least {
+		t.Errorf("no more than %d calls in a minute, of %d allowed", most, minute)
+	}
+}

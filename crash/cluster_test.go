@@ -58,6 +58,7 @@ type cluster struct {
 type clusterOptions struct {
 	nodes   int
 	limit   int      // of calls, of all nodes together
+	rate    int      // of calls a minute, likewise; 0: none
 	standby bool     // the database has one
 	pooler  bool     // PgBouncer stands in front of it
 	sqlite  bool     // there is none: a node has a folder
@@ -259,8 +260,12 @@ func (n *node) start() {
 	n.life++
 	n.key, n.up = fmt.Sprintf("%s.%d", n.name, n.life), false
 	config := filepath.Join(n.c.dir, n.key+".yaml")
-	if err := os.WriteFile(config, fmt.Appendf(nil, "upstreams:\n  - {name: gpu, url: 'http://%s/v1', key: %s, max_in_flight: %d}\n",
-		n.upstream.Addr, n.key, n.c.o.limit), 0o600); err != nil {
+	rate := ""
+	if n.c.o.rate > 0 {
+		rate = fmt.Sprintf(", requests_per_minute: %d", n.c.o.rate)
+	}
+	if err := os.WriteFile(config, fmt.Appendf(nil, "upstreams:\n  - {name: gpu, url: 'http://%s/v1', key: %s, max_in_flight: %d%s}\n",
+		n.upstream.Addr, n.key, n.c.o.limit, rate), 0o600); err != nil {
 		t.Error(err)
 	}
 	var databases []string
