@@ -11,10 +11,12 @@ import (
 	"maps"
 	"math"
 	"math/rand/v2"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -373,13 +375,45 @@ func (n *node) isUp() bool {
 	return n.up
 }
 
-// startAll starts all nodes and waits for them.
+// startAll starts all nodes, and waits until those that execute something know of each other.
 func (c *cluster) startAll() {
 	c.t.Helper()
+	work := 0
 	for _, n := range c.nodes {
 		n.start()
+		if n.role != "api" {
+			work++
+		}
 	}
 	c.awaitAll()
+	if c.o.sqlite {
+		return
+	}
+	for _, n := range c.nodes {
+		if n.role != "api" {
+			poll(c.t, n.name+" to know of all", func() bool { return n.metric("offpeak_nodes") == work })
+		}
+	}
+}
+
+// metric returns the value of one of a node's metrics.
+func (n *node) metric(name string) int {
+	resp, err := http.Get(strings.TrimSuffix(n.s.url, "/v1") + "/metrics")
+	if err != nil {
+		return -1
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return -1
+	}
+	for line := range strings.Lines(string(text)) {
+		if value, ok := strings.CutPrefix(line, name+" "); ok {
+			v, _ := strconv.ParseFloat(strings.TrimSpace(value), 64)
+			return int(v)
+		}
+	}
+	return -1
 }
 
 // awaitAll waits until all nodes are up.

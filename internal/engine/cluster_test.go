@@ -2,6 +2,7 @@ package engine_test
 
 import (
 	"fmt"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -21,7 +22,8 @@ type member struct {
 	*faults
 	up    *up
 	lines int                                    // of a segment, at most
-	away  atomic.Bool                            // nothing that it asks of the store has an effect
+	away  atomic.Bool                            // nothing that it asks of the store and the blobs has an effect
+	off   atomic.Bool                            // nothing that it asks of the blobs has
 	hook  atomic.Pointer[func(op string, n int)] // is called before each operation; nil: nothing is
 }
 
@@ -68,8 +70,8 @@ func clusterOf(t *testing.T, dsn string, nodes int, c sim.Config, slots, lines i
 // join starts the member's process.
 func (m *member) join(b *bench, name string) {
 	b.Helper()
-	m.faults = newFaults(func(string, int, int) fate {
-		if m.away.Load() {
+	m.faults = newFaults(func(op string, _, _ int) fate {
+		if m.away.Load() || m.off.Load() && strings.HasPrefix(op, "blob.") {
 			return lost
 		}
 		return done
@@ -213,7 +215,8 @@ func TestNodeCutOff(t *testing.T) {
 				b.Fatalf("%v after it was cut off, the node still sends, and is taken for dead", time.Since(cut))
 			}
 		}
-		if after := at.Sub(cut); after > 13100*time.Millisecond || after < 7*time.Second {
+		// It has so much in hand, or less if it was about to claim more.
+		if after := at.Sub(cut); after > 13100*time.Millisecond {
 			b.Errorf("the node sent its last request %v after it was cut off", after)
 		}
 		if b.nodes("dead")["node 0"].ID == "" {
@@ -481,6 +484,38 @@ func TestStrayOfCluster(t *testing.T) {
 			b.Error("the stray is still held")
 		}
 		b.want(b.ends(id), batch.Completed, 200, 200, 0)
+		drainAll(m)
+	})
+}
+
+// TestBlobsAwayFromOneNode cuts one node off from the blobs. The others seal what it has, execute and
+// validate what it cannot read, nothing is sent again, and it does its part again later.
+func TestBlobsAwayFromOneNode(t *testing.T) {
+	cluster(t, 2, sim.Config{Timing: sim.Timing{Latency: time.Second}}, 8, func(b *bench, m []*member) {
+		time.Sleep(6 * time.Second) // now they know of each other
+		text := chat(400)
+		id := b.run(text)
+		time.Sleep(5 * time.Second)
+		m[0].off.Store(true)
+		start := time.Now()
+		b.want(b.ends(id), batch.Completed, 400, 400, 0)
+		// The other one takes a second for 8 of them.
+		if took := time.Since(start); took > 50*time.Second {
+			b.Errorf("with one of two nodes cut off, the batch took %v", took)
+		}
+		b.wantCalls(text, 1)
+		start = time.Now()
+		b.want(b.ends(b.run(chat(40))), batch.Completed, 40, 40, 0)
+		if took := time.Since(start); took > 15*time.Second {
+			b.Errorf("with one of two nodes cut off, a batch of 40 took %v", took)
+		}
+		m[0].off.Store(false)
+		time.Sleep(10 * time.Second)
+		before := m[0].up.Calls().Calls
+		b.want(b.ends(b.run(chat(200))), batch.Completed, 200, 200, 0)
+		if n := m[0].up.Calls().Calls - before; n < 50 {
+			b.Errorf("once it reaches the blobs again, the node sends %d of 200", n)
+		}
 		drainAll(m)
 	})
 }

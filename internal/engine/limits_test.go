@@ -2,6 +2,7 @@ package engine_test
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"net/http"
 	"slices"
 	"sync"
@@ -106,16 +107,19 @@ func fellows(t *testing.T, c sim.Config, f func(b *bench, u *up)) {
 	})
 }
 
-// fellow starts a node that uses the upstream with its settings.
-func (b *bench) fellow(name string, u *up, c upstream.Config) *fellow {
+// fellow starts a node that uses the upstream with its settings, and what it asks of the store may fail.
+func (b *bench) fellow(name string, u *up, c upstream.Config, decide ...func(op string, n, all int) fate) *fellow {
 	b.Helper()
-	c.Name, c.URL, c.Transport, c.Headers = "up", u.config.URL, u.config.Transport, map[string]string{nodeHeader: name}
+	c.Name, c.URL, c.Dialer, c.Headers = "up", u.config.URL, u.config.Dialer, map[string]string{nodeHeader: name}
 	own, err := upstream.New(c)
 	if err != nil {
 		b.Fatal(err)
 	}
 	b.Cleanup(own.Close)
 	n := &fellow{name: name, faults: newFaults(nil)}
+	if len(decide) > 0 {
+		n.faults.decide = decide[0]
+	}
 	n.process = b.start(n.faults.in, small(20), func(c *engine.Config) {
 		c.Node, c.Upstreams = name, upstream.NewPool(own)
 		*c = c.WithPoll(250 * time.Millisecond)
@@ -267,6 +271,48 @@ func TestFirstCallAmongNodes(t *testing.T) {
 				b.Errorf("the first call after %v", first)
 			}
 			time.Sleep(7 * time.Second)
+		}
+		for _, n := range nodes {
+			n.drain()
+		}
+	})
+}
+
+// TestSlowShares has questions for shares take long, fail, or take effect and fail, while what nodes have
+// to do comes and goes. Whatever a node sends meanwhile, all together never exceed the limit.
+func TestSlowShares(t *testing.T) {
+	const limit = 8
+	fellows(t, sim.Config{Timing: sim.Timing{Latency: time.Second, Jitter: 0.9}}, func(b *bench, u *up) {
+		c := u.census()
+		r := rand.New(rand.NewPCG(1, 2))
+		var mu sync.Mutex
+		draw := func(n int) int {
+			mu.Lock()
+			defer mu.Unlock()
+			return r.IntN(n)
+		}
+		var nodes []*fellow
+		for i := range 3 {
+			n := b.fellow(fmt.Sprint("node ", i), u, upstream.Config{MaxInFlight: limit}, func(op string, _, _ int) fate {
+				if op != "Share" {
+					return done
+				}
+				time.Sleep(time.Duration(draw(700)) * time.Millisecond) // after what is used has been counted
+				return []fate{done, done, done, lost, untold}[draw(5)]
+			})
+			nodes = append(nodes, n)
+		}
+		var ids []string
+		for range 60 {
+			ids = append(ids, b.run(chat(1+draw(12))))
+			time.Sleep(time.Duration(draw(3000)) * time.Millisecond)
+		}
+		for _, id := range ids {
+			x := b.ends(id)
+			b.want(x, batch.Completed, x.Counts.Total, x.Counts.Total, 0)
+		}
+		if c.most != limit {
+			b.Errorf("%d calls were in flight at a time, want %d", c.most, limit)
 		}
 		for _, n := range nodes {
 			n.drain()

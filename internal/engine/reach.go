@@ -36,9 +36,6 @@ type reach struct {
 // reaching does what needs blobs. Where there are other nodes it fails with errCutOff within seconds if
 // blobs cannot be reached; however slow they are, it goes on as long as they can.
 func (e *Engine) reaching(ctx context.Context, f func(context.Context) error) error {
-	if e.member.live() == 1 {
-		return f(ctx)
-	}
 	if e.isCutOff() {
 		return errCutOff
 	}
@@ -51,13 +48,13 @@ func (e *Engine) reaching(ctx context.Context, f func(context.Context) error) er
 			case <-ctx.Done():
 				return
 			}
-			if !e.probe(ctx) {
+			if e.member.live() > 1 && !e.probe(ctx) {
 				cancel(errCutOff)
 			}
 		}
 	})
 	err := f(ctx)
-	if err != nil && ctx.Err() == nil && !errors.Is(err, batch.ErrLeaseLost) && !e.probe(ctx) && ctx.Err() == nil {
+	if err != nil && ctx.Err() == nil && !errors.Is(err, batch.ErrLeaseLost) && e.member.live() > 1 && !e.probe(ctx) && ctx.Err() == nil {
 		cancel(errCutOff)
 	}
 	cause := context.Cause(ctx)

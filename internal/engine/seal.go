@@ -45,14 +45,14 @@ func (e *Engine) sealHold(ctx context.Context, h *hold) {
 		case errors.Is(err, batch.ErrLeaseLost):
 			e.drop(h)
 			return
-		case errors.Is(err, batch.ErrSwept):
-			written = false
 		case errors.Is(err, errCutOff):
 			if err = e.store.Release(ctx, lease); err == nil || errors.Is(err, batch.ErrLeaseLost) {
 				e.log.Info("segment given back, others seal it", "batch", h.lease.BatchID, "segment", h.lease.ID)
 				e.drop(h)
 				return
 			}
+		case errors.Is(err, batch.ErrSwept):
+			written = false
 		case errors.Is(err, errUnrecorded), errors.Is(err, batch.ErrSealed):
 			// It is not ours any more, or else whoever claims it next makes good what is missing.
 			if err = e.store.Release(ctx, lease); err == nil || errors.Is(err, batch.ErrLeaseLost) {

@@ -152,7 +152,7 @@ func (s plan) check(rows float64) (wrong []string) {
 	touched := (s.Rows + s.Filtered) * s.Loops
 	if s.Node == "Seq Scan" && slices.Contains(large, s.Relation) {
 		wrong = append(wrong, fmt.Sprintf("reads all of %s, %.0f rows", s.Relation, touched))
-	} else if touched > max(rows, 50) { // of a small table, all of it may be the best
+	} else if touched > max(rows, 200) { // of a small table, all of it may be the best
 		wrong = append(wrong, fmt.Sprintf("%s of %s %s touches %.0f rows", s.Node, s.Relation, s.Index, touched))
 	}
 	for _, c := range s.Plans {
@@ -249,11 +249,11 @@ func (p *plans) visit(n int) {
 	p.want("Batch", 100, func() error { _, err := p.Batch(ctx, "proj_500", id(500)); return ignoreNotFound(err) })
 	p.want("CancelBatch", 100, func() error { _, err := p.CancelBatch(ctx, batch.DefaultProject, made.ID); return err })
 	deep := id(n / 2000 * 1000)
-	p.want("ListBatches", 1000, func() error {
+	p.want("ListBatches", 2000, func() error {
 		_, _, err := p.ListBatches(ctx, batch.DefaultProject, batch.BatchQuery{Limit: 100})
 		return err
 	})
-	p.want("ListBatches, deep", 1000, func() error {
+	p.want("ListBatches, deep", 2000, func() error {
 		_, _, err := p.ListBatches(ctx, batch.DefaultProject, batch.BatchQuery{Limit: 100, After: deep})
 		return err
 	})

@@ -15,8 +15,9 @@ func (s *Store) Unclaimed(ctx context.Context) ([]batch.Work, error) {
 	return all(ctx, s.read, func(r row) (w batch.Work, err error) {
 		err = r.Scan(&w.BatchID, &w.Project, &w.Weight, &w.Lane.Model, &w.Lane.Endpoint, &w.Ending, at(&w.Deadline), &w.Age, &w.Open)
 		return w, err
-	}, `SELECT b.id, b.project_id, p.weight, l.model, l.endpoint, b.ending, b.expires_at, b.seq, l.open
-		FROM batch_lanes l JOIN batches b ON b.id = l.batch_id JOIN projects p ON p.id = b.project_id
+	}, `SELECT b.id, b.project_id, (SELECT p.weight FROM projects p WHERE p.id = b.project_id), l.model, l.endpoint,
+			b.ending, b.expires_at, b.seq, l.open
+		FROM batch_lanes l JOIN batches b ON b.id = l.batch_id
 		WHERE l.open > 0 AND EXISTS (SELECT 1 FROM segments g
 			WHERE g.batch_id = l.batch_id AND g.model = l.model AND g.endpoint = l.endpoint
 			AND g.sealed_at IS NULL AND g.token IS NULL)`)
