@@ -153,14 +153,10 @@ func (s *server) cpu() (time.Duration, error) {
 	return time.Duration(ticks) * 10 * time.Millisecond, nil
 }
 
-// peak is the most memory that the server had since resetPeak, in MiB.
+// peak is the most memory that the server has had, in MiB.
 func (s *server) peak() (float64, error) {
 	n, err := s.number("status", "VmHWM")
 	return n / 1024, err
-}
-
-func (s *server) resetPeak() error {
-	return os.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", s.pid), []byte("5"), 0)
 }
 
 // written is how many bytes the server has sent to the disk.

@@ -30,7 +30,7 @@ var allowed = map[string]string{
 	"internal/mutations":       "",
 	"internal/lab":             "",
 	"internal/api":             "batch blob journal openai sched",
-	"cmd/offpeak":              "api batch blob blob/bucket client doctor engine openai progress sim store upstream",
+	"cmd/offpeak":              "api batch blob blob/bucket client doctor engine openai progress sched sim store upstream",
 	"bench":                    "lab",
 	"bench/load":               "",
 	"bench/scheduling":         "",

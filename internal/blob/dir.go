@@ -19,6 +19,9 @@ import (
 // bufferSize is what a Writer gathers before it writes. Larger writes pass it by.
 const bufferSize = 128 << 10
 
+// beginEvery is how much of a blob is written before the disk is told to begin with it.
+const beginEvery = 8 << 20
+
 // A Dir keeps blobs as files of a folder:
 //
 //	tmp/
@@ -260,6 +263,8 @@ type writer struct {
 	temp  *os.File
 	buf   *bufio.Writer // nil once committed or aborted
 	size  int64
+
+	written, begun int64 // bytes in the file; those that the disk was told of
 }
 
 func (w *writer) Write(p []byte) (n int, err error) {
@@ -352,6 +357,11 @@ func (w *unbuffered) Write(p []byte) (n int, err error) {
 		n, err = w.temp.Write(p)
 		return err
 	})
+	// Of a large blob the disk has written most by the time of the fsync.
+	if w.written += int64(n); w.written-w.begun >= beginEvery {
+		begin(w.temp, w.begun, w.written-w.begun)
+		w.begun = w.written
+	}
 	return n, err
 }
 

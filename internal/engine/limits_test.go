@@ -2,6 +2,7 @@ package engine_test
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"net/http"
 	"slices"
 	"sync"
@@ -16,14 +17,13 @@ import (
 
 // A census counts the calls that are in flight at an upstream, and whose they are.
 type census struct {
-	mu     sync.Mutex
-	nodes  map[string]int
-	all    int
-	most   int
-	begun  []time.Time
-	busy   float64 // seconds that calls were in flight
-	at     time.Time
-	counts func() bool // nil: always
+	mu    sync.Mutex
+	nodes map[string]int
+	all   int
+	most  int
+	begun []time.Time
+	busy  float64 // seconds that calls were in flight
+	at    time.Time
 }
 
 const nodeHeader = "X-Node"
@@ -68,11 +68,31 @@ func (c *census) of(names ...string) (n []int) {
 
 // used is how many calls were in flight on average while f ran.
 func (c *census) used(f func()) float64 {
-	c.change("", 0)
-	begin, was := time.Now(), c.busy
+	begin, was := time.Now(), c.slotSeconds()
 	f()
+	return (c.slotSeconds() - was) / time.Since(begin).Seconds()
+}
+
+// slotSeconds is how long calls were in flight so far, all together.
+func (c *census) slotSeconds() float64 {
 	c.change("", 0)
-	return (c.busy - was) / time.Since(begin).Seconds()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.busy
+}
+
+// peak is how many calls were in flight at most.
+func (c *census) peak() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.most
+}
+
+// begins is when calls came.
+func (c *census) begins() []time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Clone(c.begun)
 }
 
 // perMinute is how many calls came in the minute in which most did.
@@ -106,8 +126,8 @@ func fellows(t *testing.T, c sim.Config, f func(b *bench, u *up)) {
 	})
 }
 
-// fellow starts a node that uses the upstream with its settings.
-func (b *bench) fellow(name string, u *up, c upstream.Config) *fellow {
+// fellow starts a node that uses the upstream with its settings, and what it asks of the store may fail.
+func (b *bench) fellow(name string, u *up, c upstream.Config, decide ...func(op string, n, all int) fate) *fellow {
 	b.Helper()
 	c.Name, c.URL, c.Dialer, c.Headers = "up", u.config.URL, u.config.Dialer, map[string]string{nodeHeader: name}
 	own, err := upstream.New(c)
@@ -116,6 +136,9 @@ func (b *bench) fellow(name string, u *up, c upstream.Config) *fellow {
 	}
 	b.Cleanup(own.Close)
 	n := &fellow{name: name, faults: newFaults(nil)}
+	if len(decide) > 0 {
+		n.faults.decide = decide[0]
+	}
 	n.process = b.start(n.faults.in, small(20), func(c *engine.Config) {
 		c.Node, c.Upstreams = name, upstream.NewPool(own)
 		*c = c.WithPoll(250 * time.Millisecond)
@@ -176,8 +199,8 @@ func TestNodesShareALimit(t *testing.T) {
 		shares("one came", 7, "four", "three")
 		x := b.ends(id)
 		b.want(x, batch.Completed, 3000, 3000, 0)
-		if c.most != limit {
-			b.Errorf("%d calls were in flight at a time, want %d", c.most, limit)
+		if c.peak() != limit {
+			b.Errorf("%d calls were in flight at a time, want %d", c.peak(), limit)
 		}
 		n3.drain()
 		n4.drain()
@@ -196,8 +219,8 @@ func TestMoreNodesThanSlots(t *testing.T) {
 			id := b.run(chat(200))
 			used := c.used(func() { b.want(b.ends(id), batch.Completed, 200, 200, 0) })
 			b.Logf("calls of %v: %.2f of 2 slots were used", latency, used)
-			if c.most != 2 || used < 1.6 {
-				b.Errorf("calls of %v: %.2f of 2 slots were used, %d at most", latency, used, c.most)
+			if c.peak() != 2 || used < 1.6 {
+				b.Errorf("calls of %v: %.2f of 2 slots were used, %d at most", latency, used, c.peak())
 			}
 			for _, n := range nodes {
 				n.drain()
@@ -258,15 +281,57 @@ func TestFirstCallAmongNodes(t *testing.T) {
 		}
 		time.Sleep(17 * time.Second)
 		for range 3 {
-			before, start := len(c.begun), time.Now()
+			before, start := len(c.begins()), time.Now()
 			id := b.run(chat(3))
 			b.ends(id)
-			first := c.begun[before].Sub(start)
+			first := c.begins()[before].Sub(start)
 			b.Logf("the first call after %v", first)
 			if first > 60*time.Millisecond {
 				b.Errorf("the first call after %v", first)
 			}
 			time.Sleep(7 * time.Second)
+		}
+		for _, n := range nodes {
+			n.drain()
+		}
+	})
+}
+
+// TestSlowShares has questions for shares take long, fail, or take effect and fail, while what nodes have
+// to do comes and goes. Whatever a node sends meanwhile, all together never exceed the limit.
+func TestSlowShares(t *testing.T) {
+	const limit = 8
+	fellows(t, sim.Config{Timing: sim.Timing{Latency: time.Second, Jitter: 0.9}}, func(b *bench, u *up) {
+		c := u.census()
+		r := rand.New(rand.NewPCG(1, 2))
+		var mu sync.Mutex
+		draw := func(n int) int {
+			mu.Lock()
+			defer mu.Unlock()
+			return r.IntN(n)
+		}
+		var nodes []*fellow
+		for i := range 3 {
+			n := b.fellow(fmt.Sprint("node ", i), u, upstream.Config{MaxInFlight: limit}, func(op string, _, _ int) fate {
+				if op != "Share" {
+					return done
+				}
+				time.Sleep(time.Duration(draw(700)) * time.Millisecond) // after what is used has been counted
+				return []fate{done, done, done, lost, untold}[draw(5)]
+			})
+			nodes = append(nodes, n)
+		}
+		var ids []string
+		for range 60 {
+			ids = append(ids, b.run(chat(1+draw(12))))
+			time.Sleep(time.Duration(draw(3000)) * time.Millisecond)
+		}
+		for _, id := range ids {
+			x := b.ends(id)
+			b.want(x, batch.Completed, x.Counts.Total, x.Counts.Total, 0)
+		}
+		if c.peak() != limit {
+			b.Errorf("%d calls were in flight at a time, want %d", c.peak(), limit)
 		}
 		for _, n := range nodes {
 			n.drain()
@@ -283,8 +348,8 @@ func TestLowestLimitCounts(t *testing.T) {
 		high := b.fellow("high", u, upstream.Config{MaxInFlight: 30})
 		auto := b.fellow("auto", u, upstream.Config{Limits: upstream.Limits{RequestsPerMinute: 1000}})
 		b.want(b.ends(b.run(chat(200))), batch.Completed, 200, 200, 0)
-		if c.most != 3 || c.perMinute() > 90 {
-			b.Errorf("%d calls in flight and %d in a minute, want 3 and 90", c.most, c.perMinute())
+		if c.peak() != 3 || c.perMinute() > 90 {
+			b.Errorf("%d calls in flight and %d in a minute, want 3 and 90", c.peak(), c.perMinute())
 		}
 		low.drain()
 		high.drain()
@@ -306,7 +371,7 @@ func TestNodesFindALimit(t *testing.T) {
 			start := time.Now()
 			b.want(b.ends(b.run(chat(3000))), batch.Completed, 3000, 3000, 0)
 			took[nodes] = time.Since(start)
-			b.Logf("%d nodes: %v, at most %d in flight, at the end %d", nodes, took[nodes], c.most, c.all)
+			b.Logf("%d nodes: %v, at most %d in flight, %d calls", nodes, took[nodes], c.peak(), len(c.begins()))
 			for _, n := range all {
 				n.drain()
 			}

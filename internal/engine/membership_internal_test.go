@@ -148,7 +148,7 @@ func TestSuspendedBeforeSending(t *testing.T) {
 		e.alarm = time.AfterFunc(time.Hour, e.ring)
 		defer e.alarm.Stop()
 		e.member.become("node")
-		e.renew("node", e.instant(time.Now()), batch.Heartbeat{Lasts: 15 * time.Second, Nodes: 2})
+		e.renew("node", e.instant(time.Now()), batch.Heartbeat{Nodes: 1})
 
 		h := holdOf("{}")
 		h.open, h.lease.Lane.Endpoint = 1, "/v1/chat/completions"
@@ -164,13 +164,18 @@ func TestSuspendedBeforeSending(t *testing.T) {
 		e.draining = true // the worker ends after its call
 		e.mu.Unlock()
 
+		if c == nil {
+			t.Fatal("there is nothing to send")
+		}
+		end := e.instant(time.Now()).add(time.Second)
+		e.member.end.Store(&end)
 		time.Sleep(time.Hour)
 		go e.work(e.sites[0], c)
 		synctest.Wait()
 		if calls != 0 {
 			t.Error("a call is sent without a lease")
 		}
-		e.renew("node", e.instant(time.Now()), batch.Heartbeat{Lasts: 15 * time.Second, Nodes: 2})
+		e.renew("node", e.instant(time.Now()), batch.Heartbeat{Nodes: 1})
 		synctest.Wait()
 		if calls != 1 {
 			t.Errorf("%d calls are sent once the lease is renewed", calls)

@@ -59,13 +59,13 @@ func TestProjectsShareByWeight(t *testing.T) {
 				var ids []string
 				for i, name := range names {
 					b.as(name, weights[i])
-					n := slots * 30 * (minutes + 2) * weights[i] / 8 // of 2 s each, for longer than is looked at
+					n := slots * 30 * (minutes + 3) * weights[i] / 8 // of 2 s each, for longer than is looked at
 					if i == 0 {
 						n *= 10
 					}
 					ids = append(ids, b.run(saying(name, n)))
 				}
-				time.Sleep(time.Minute) // until what came first has made up for that
+				time.Sleep(2 * time.Minute) // until what came first has made up for that
 				for range minutes {
 					start := time.Now()
 					time.Sleep(time.Minute)

@@ -19,7 +19,7 @@ const (
 	apiTests      = "./internal/api"
 	divideTests   = "./internal/sched -rapid.checks=200 -run TestDivide|TestBucket|TestNodes"
 	limitTests    = "./internal/store -run Test(SQLite|Shared|Postgres|LastSlots|ShareLostReply|SharesInAnyOrder)$/Limits"
-	sharingTests  = "./internal/engine -run TestNodesShare|TestMoreNodes"
+	sharingTests  = "./internal/engine -run TestNodesShareALimit|TestSlowShares"
 )
 
 // mutations are the guards of docs/design.md, Leases and Promises, in its order.

@@ -197,6 +197,7 @@ func TestNodesFindOneLimit(t *testing.T) {
 		for nodes := 1; nodes <= 3; nodes++ {
 			t.Run(fmt.Sprintf("%s, %d nodes", c.name, nodes), func(t *testing.T) {
 				t.Parallel()
+				c := c // with a seed of its own
 				best, sum, most, limits := 0.0, run{}, int64(0), ""
 				const seeds = 3
 				for c.seed = range uint64(seeds) {
