@@ -122,7 +122,7 @@ func (cmd *serveCmd) Run(ctx context.Context, s *streams, c *configFile, reread 
 	n.metrics.MustRegister(requests)
 	var stopping atomic.Bool
 	config := api.Config{
-		Store: n.store, Blobs: n.blobs, Models: n.pool, Keys: keys, Log: log,
+		Store: n.store, Blobs: apart(n.blobs), Models: n.pool, Keys: keys, Log: log,
 		MaxTransfers: cmd.MaxTransfers,
 		Policy:       batch.Policy{Profile: profile, Endpoints: cmd.Endpoint, MaxInput: int64(cmd.MaxInput)},
 		Metrics:      promhttp.HandlerFor(n.metrics, promhttp.HandlerOpts{}),

@@ -88,6 +88,15 @@ func (f *storageFlags) viewBlobs(ctx context.Context) (doctor.Blobs, error) {
 	return blob.NewView(f.Blobs), nil
 }
 
+// apart returns the same blobs for another use, so that many slow uploads keep no segment from being
+// sealed.
+func apart(blobs blobStore) blobStore {
+	if b, ok := blobs.(*bucket.Bucket); ok {
+		return b.Apart()
+	}
+	return blobs
+}
+
 // make makes what is ours to make: folders.
 func (f *storageFlags) make(log *slog.Logger) error {
 	if err := f.check(); err != nil {
