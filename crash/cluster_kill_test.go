@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -219,4 +220,39 @@ func TestClusterRate(t *testing.T) {
 	if least := minute / 2; most < least {
 		t.Errorf("no more than %d calls in a minute, of %d allowed", most, minute)
 	}
+}
+
+// TestClusterSuspended stops nodes for longer than their leases, in the middle of their work, as a
+// laptop's lid or a hypervisor does. When they wake up, others have done what they had in hand; they
+// notice before they send any of it again.
+func TestClusterSuspended(t *testing.T) {
+	slow(t)
+	t.Parallel()
+	c := newCluster(t, newUpstream(t, clusterSim), clusterOptions{nodes: 4, limit: clusterLimit})
+	c.startAll()
+	stop := c.load(chance(t))
+	c.awaitCalls(300)
+	asleep := c.nodes[1:3]
+	for _, n := range asleep {
+		n.signal(syscall.SIGSTOP)
+	}
+	time.Sleep(maxTakeover) // by then others have what they had
+	c.awaitCalls(300)
+	c.examine()
+	woken := time.Now()
+	for _, n := range asleep {
+		n.signal(syscall.SIGCONT)
+	}
+	c.awaitCalls(300)
+	c.examine()
+	stop()
+	c.finish()
+	c.report()
+	late := 0
+	for _, call := range c.u.of(0) {
+		if call.begun.After(woken) && call.begun.Before(woken.Add(100*time.Millisecond)) && slices.ContainsFunc(asleep, func(n *node) bool { return n.key == call.key }) {
+			late++
+		}
+	}
+	t.Logf("%d calls of theirs in the first 100 ms", late)
 }

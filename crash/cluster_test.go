@@ -94,7 +94,7 @@ func newCluster(t *testing.T, u *upstream, o clusterOptions) *cluster {
 	l := newLab(t)
 	c := &cluster{t: t, u: u, w: newWork(), o: o, dir: t.TempDir(), recorded: map[string][32]byte{},
 		wreck: &wreck{broken: map[target]bool{}, mended: map[target]time.Time{}}}
-	u.limit = o.limit
+	u.event(func() { u.limit = o.limit })
 	var err error
 	var databases []string
 	if !o.sqlite {

@@ -61,12 +61,18 @@ func (w *work) input(n int) (name string) {
 
 // upload uploads an input, and returns the id of the file if it was acknowledged.
 func (w *work) upload(ctx context.Context, api *client.Client, name string) (string, error) {
-	return w.uploadFrom(ctx, api, name, bytes.NewReader(w.inputs[name]))
+	return w.uploadFrom(ctx, api, name, bytes.NewReader(w.inputNamed(name)))
+}
+
+func (w *work) inputNamed(name string) []byte {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.inputs[name]
 }
 
 // uploadFrom is upload of an input that comes from elsewhere.
 func (w *work) uploadFrom(ctx context.Context, api *client.Client, name string, from io.Reader) (string, error) {
-	f, err := api.Upload(ctx, client.Upload{Name: name, Body: from, Size: int64(len(w.inputs[name]))})
+	f, err := api.Upload(ctx, client.Upload{Name: name, Body: from, Size: int64(len(w.inputNamed(name)))})
 	if err != nil {
 		return "", err
 	}
