@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"offpeak/internal/journal"
@@ -137,6 +138,9 @@ func examine(t *testing.T, dir string, but ...string) {
 	c := exec.Command(offpeak, "doctor", "--json", "--data", dir)
 	c.Stdout, c.Stderr = &out, &errs
 	err := c.Run()
+	if strings.Contains(errs.String(), "start the server once, which brings the database up to date") {
+		return // killed between two steps of making the database: the next start takes the next one
+	}
 	if code := c.ProcessState.ExitCode(); code != 0 && code != 2 {
 		t.Errorf("offpeak doctor: %v\n%s", err, errs.String())
 	}
