@@ -241,7 +241,10 @@ func TestNodeCutOff(t *testing.T) {
 // TestDatabaseAway takes the database from all nodes for a minute. Nobody is taken for dead and no call
 // is made twice.
 func TestDatabaseAway(t *testing.T) {
-	for _, away := range []time.Duration{3 * time.Second, 17 * time.Second, time.Minute} {
+	for i, away := range []time.Duration{17 * time.Second, 3 * time.Second, time.Minute} {
+		if sparing(i, 3) {
+			continue
+		}
 		t.Run(away.String(), func(t *testing.T) {
 			cluster(t, 3, sim.Config{Timing: sim.Timing{Latency: 20 * time.Second, Jitter: 0.5}}, 8, func(b *bench, m []*member) {
 				text := chat(500)
@@ -274,7 +277,10 @@ func TestDatabaseAway(t *testing.T) {
 // TestClockOfDatabase sets the clock of the database, by which nodes judge each other. Nobody dies of
 // it, and who dies is missed soon.
 func TestClockOfDatabase(t *testing.T) {
-	for _, step := range []time.Duration{time.Hour, -time.Hour, 16 * time.Second, -5 * time.Second} {
+	for i, step := range []time.Duration{16 * time.Second, -time.Hour, time.Hour, -5 * time.Second} {
+		if sparing(i, 2) {
+			continue
+		}
 		t.Run(step.String(), func(t *testing.T) {
 			cluster(t, 3, sim.Config{Timing: sim.Timing{Latency: time.Second}}, 4, func(b *bench, m []*member) {
 				text := chat(600)
@@ -323,7 +329,7 @@ func TestTakenForDead(t *testing.T) {
 			if _, err := b.store.Heartbeat(b.Context(), judge); err != nil {
 				b.Fatal(err)
 			}
-			if _, err := b.store.Bury(b.Context(), judge, time.Millisecond); err != nil {
+			if _, err := b.store.Bury(b.Context(), judge, time.Time{}, time.Millisecond); err != nil {
 				b.Fatal(err)
 			}
 			b.examine()
@@ -401,7 +407,10 @@ func TestWorkSpreads(t *testing.T) {
 // TestUpstreamAwayFromOneNode cuts one node off from its upstream. The others do its work before
 // long, and it does its part again when the upstream is back.
 func TestUpstreamAwayFromOneNode(t *testing.T) {
-	for _, how := range []string{"refused", "throttled"} {
+	for i, how := range []string{"refused", "throttled"} {
+		if sparing(i, 2) {
+			continue
+		}
 		t.Run(how, func(t *testing.T) {
 			cluster(t, 2, sim.Config{Timing: sim.Timing{Latency: time.Second}}, 8, func(b *bench, m []*member) {
 				text := chat(400)

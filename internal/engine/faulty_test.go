@@ -146,8 +146,8 @@ func (s *faultyStore) Heartbeat(ctx context.Context, node string) (batch.Heartbe
 	return through(s.f, "Heartbeat", func() (batch.Heartbeat, error) { return s.s.Heartbeat(ctx, node) })
 }
 
-func (s *faultyStore) Bury(ctx context.Context, node string, silent time.Duration) (batch.Burial, error) {
-	return through(s.f, "Bury", func() (batch.Burial, error) { return s.s.Bury(ctx, node, silent) })
+func (s *faultyStore) Bury(ctx context.Context, node string, heard time.Time, silent time.Duration) (batch.Burial, error) {
+	return through(s.f, "Bury", func() (batch.Burial, error) { return s.s.Bury(ctx, node, heard, silent) })
 }
 
 func (s *faultyStore) Share(ctx context.Context, node string, claims []batch.Claim, divide func(batch.Division) (batch.Grant, batch.Search)) ([]batch.Grant, error) {

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -311,9 +312,10 @@ func TestSlowShares(t *testing.T) {
 			return r.IntN(n)
 		}
 		var nodes []*fellow
+		var calm atomic.Bool // a node that drains has its time
 		for i := range 3 {
 			n := b.fellow(fmt.Sprint("node ", i), u, upstream.Config{MaxInFlight: limit}, func(op string, _, _ int) fate {
-				if op != "Share" {
+				if op != "Share" || calm.Load() {
 					return done
 				}
 				time.Sleep(time.Duration(draw(700)) * time.Millisecond) // after what is used has been counted
@@ -333,6 +335,8 @@ func TestSlowShares(t *testing.T) {
 		if c.peak() != limit {
 			b.Errorf("%d calls were in flight at a time, want %d", c.peak(), limit)
 		}
+		calm.Store(true)
+		time.Sleep(time.Second) // until what is under way has ended
 		for _, n := range nodes {
 			n.drain()
 		}

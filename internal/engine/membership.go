@@ -24,7 +24,7 @@ type members interface {
 	// Heartbeat tells the others that the node lives, or fails with batch.ErrDeclaredDead.
 	Heartbeat(ctx context.Context, node string) (batch.Heartbeat, error)
 	// Bury declares dead who has been silent for longer, and frees what the dead hold.
-	Bury(ctx context.Context, node string, silent time.Duration) (batch.Burial, error)
+	Bury(ctx context.Context, node string, heard time.Time, silent time.Duration) (batch.Burial, error)
 	// Tell tells the others what goes on at the node for batches.
 	Tell(ctx context.Context, node string, now map[string]batch.Activity) error
 }
@@ -309,11 +309,12 @@ func (e *Engine) buryAll(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
+		heard := e.member.heard() // before the question: one that is just arriving is not considered yet
 		node, silent, ok := e.member.mayJudge(e.instant(time.Now()))
 		if !ok {
 			continue
 		}
-		b, err := e.store.Bury(ctx, node, silent)
+		b, err := e.store.Bury(ctx, node, heard, silent)
 		if len(b.Nodes) > 0 {
 			e.log.Warn("nodes were silent and are taken for dead", "nodes", b.Nodes, "silent", silent)
 		}
@@ -329,6 +330,13 @@ func (e *Engine) buryAll(ctx context.Context) {
 			e.log.Error("free the work of dead nodes", "err", err)
 		}
 	}
+}
+
+// heard is when the last heartbeat was heard that has been taken notice of, by the database's clock.
+func (m *membership) heard() time.Time {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.last.At
 }
 
 // mayJudge reports whether this node may take others for dead, and after what silence. It may once its

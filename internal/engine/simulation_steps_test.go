@@ -419,7 +419,7 @@ func (w *world) depose(*rand.Rand) {
 		if err != nil {
 			w.Fatal(err)
 		}
-		if _, err := w.store.Bury(w.Context(), judge, -time.Hour); err != nil {
+		if _, err := w.store.Bury(w.Context(), judge, time.Time{}, -time.Hour); err != nil {
 			w.Fatal(err)
 		}
 	}

@@ -166,7 +166,7 @@ func (s *shared) bury(ctx context.Context, db *store.Store) error {
 	if err != nil {
 		return err
 	}
-	_, err = db.Bury(ctx, judge, -time.Hour)
+	_, err = db.Bury(ctx, judge, time.Time{}, -time.Hour)
 	return err
 }
 

@@ -91,15 +91,17 @@ func (s *Store) urgent() *Store {
 // Bury declares dead, on their rows, the nodes that were silent for longer, so that their next heartbeat
 // fails; and it frees what dead nodes hold, whenever they died: a claim that was under way when its
 // node was declared dead may have been committed since. node is the one that judges. It judges nobody
-// if its own last heartbeat is not a recent one by the database's clock, which may have been set.
+// if its own last heartbeat is not a recent one by the database's clock, which may have been set, nor if
+// that is not the one that it knows was heard (zero: any): of what a later one tells, such as that the
+// clock was set, it has not taken notice.
 //
 // Two at once do no harm: each row changes once, and they take them in one order or leave to each
 // other what is locked.
-func (s *Store) Bury(ctx context.Context, node string, silent time.Duration) (b batch.Burial, err error) {
+func (s *Store) Bury(ctx context.Context, node string, heard time.Time, silent time.Duration) (b batch.Burial, err error) {
 	if s.d.exclusive {
 		return b, nil
 	}
-	if b.Nodes, err = s.declare(ctx, node, silent); err != nil {
+	if b.Nodes, err = s.declare(ctx, node, heard, silent); err != nil {
 		return b, fmt.Errorf("bury: %w", err)
 	}
 	// Ordered by what is not quite the key, which a planner might else go through from its beginning.
@@ -119,15 +121,20 @@ func (s *Store) Bury(ctx context.Context, node string, silent time.Duration) (b 
 }
 
 // declare declares dead who was silent for longer.
-func (s *Store) declare(ctx context.Context, judge string, silent time.Duration) (names []string, err error) {
+func (s *Store) declare(ctx context.Context, judge string, heard time.Time, silent time.Duration) (names []string, err error) {
 	now := s.clock()
+	heardAt := int64(0)
+	if !heard.IsZero() {
+		heardAt = heard.UnixMilli()
+	}
 	// First without a transaction: there is rarely anybody.
 	suspects, err := all(ctx, s.read, func(r row) (n Node, err error) {
 		err = r.Scan(&n.ID, &n.Name)
 		return n, err
 	}, `SELECT id, name FROM nodes WHERE dead_at IS NULL AND (heartbeat_at < `+now+` - $2 OR heartbeat_at > `+now+` + $3)
-		AND EXISTS (SELECT 1 FROM nodes WHERE id = $1 AND dead_at IS NULL AND heartbeat_at > `+now+` - $4)
-		ORDER BY id`, judge, silent.Milliseconds(), ahead.Milliseconds(), recent.Milliseconds())
+		AND EXISTS (SELECT 1 FROM nodes WHERE id = $1 AND dead_at IS NULL AND heartbeat_at > `+now+` - $4
+			AND (heartbeat_at = $5 OR $5 = 0))
+		ORDER BY id`, judge, silent.Milliseconds(), ahead.Milliseconds(), recent.Milliseconds(), heardAt)
 	if err != nil || len(suspects) == 0 {
 		return nil, err
 	}

@@ -214,7 +214,7 @@ func (p *plans) visit(n int) {
 	p.want("ReleaseStrays, many", 3*held, func() error { return p.ReleaseStrays(ctx, "node_2", []string{"token2501"}) })
 	p.want("ReleaseStrayBatches", 3*running, func() error { return p.ReleaseStrayBatches(ctx, node, nil) })
 	p.want("Heartbeat", 1100, func() error { _, err := p.Heartbeat(ctx, node); return err })
-	p.want("Bury, in vain", 1100, func() error { _, err := p.Bury(ctx, node, 2.5e6*time.Hour); return err })
+	p.want("Bury, in vain", 1100, func() error { _, err := p.Bury(ctx, node, time.Time{}, 2.5e6*time.Hour); return err })
 	p.want("Endings", 500, func() error {
 		var ids []string
 		for i := range 50 {
