@@ -92,7 +92,7 @@ func (cmd *serveCmd) Run(ctx context.Context, s *streams, c *configFile, reread 
 		ec = &engine.Config{
 			Rules: cmd.rules(profile, cmd.MaxRequests), KeepBatches: cmd.KeepBatches, KeepDeleted: cmd.KeepDeleted,
 			Drain: max(cmd.Drain, 1), // to the engine 0 is its default
-			Node:  cmd.Node,
+			Node:  cmd.Node, AwaitStore: cmd.cluster(),
 		}
 	}
 	n, err := openNode(ctx, &cmd.storageFlags, &cmd.engineFlags, c, ec, s, log)

@@ -57,6 +57,9 @@ type Config struct {
 	Metrics *Metrics
 	// Node is the label of this process.
 	Node string
+	// AwaitStore tells that a store which does not answer at the start is going to: another primary is
+	// about to be found, say. Else Run fails.
+	AwaitStore bool
 	// Rules are what inputs are checked against; Endpoint and Serves are filled in by the engine.
 	Rules batch.Rules
 	// Drain is how long calls in flight may go on after Run was asked to end. Zero: 30 s.
@@ -193,7 +196,7 @@ func wake(c chan struct{}) {
 // Config.Drain at most or until abort ends, records what they brought, and returns. Requests it
 // did not get to are as if it had never seen them.
 func (e *Engine) Run(ctx, abort context.Context) error {
-	node, err := e.store.Join(context.WithoutCancel(ctx), e.cfg.Node)
+	node, err := e.join(ctx)
 	if err != nil {
 		return err
 	}
@@ -268,6 +271,24 @@ func (e *Engine) Run(ctx, abort context.Context) error {
 	expire()
 	beating.Wait()
 	return e.store.Leave(farewell, e.member.self())
+}
+
+// join makes this process a node.
+func (e *Engine) join(ctx context.Context) (node string, err error) {
+	for first := true; ; first = false {
+		node, err = e.store.Join(context.WithoutCancel(ctx), e.cfg.Node)
+		if err == nil || !e.cfg.AwaitStore {
+			return node, err
+		}
+		if first {
+			e.log.Warn("join; trying again every second", "node", e.cfg.Node, "err", err)
+		}
+		select {
+		case <-time.After(time.Second):
+		case <-ctx.Done():
+			return "", ctx.Err()
+		}
+	}
 }
 
 // errStopped is why calls end that outlast the drain.
