@@ -136,13 +136,6 @@ func (c *cluster) Next(now time.Time) time.Time {
 	return next
 }
 
-func (c *cluster) inFlight() (n int) {
-	for _, m := range c.nodes {
-		n += m.gate.InFlight()
-	}
-	return n
-}
-
 // losing has the first node die with what it holds, at that time. Its calls end at the upstream, and
 // nobody hears of them.
 type losing struct {

@@ -12,12 +12,12 @@ import (
 
 // A holder is a node as the limit sees it: it has calls in flight, and wants more.
 type holder struct {
-	id         string
-	stated     int64
-	uses, may  int64
-	wants      int64 // beyond what it uses
-	least      int64
-	died, left bool
+	id        string
+	stated    int64
+	uses, may int64
+	wants     int64 // beyond what it uses
+	least     int64
+	died      bool
 }
 
 func (h *holder) ask(r *registry, now time.Time, heard bool) {
