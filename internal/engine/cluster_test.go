@@ -36,6 +36,9 @@ func cluster(t *testing.T, nodes int, c sim.Config, slots int, f func(b *bench, 
 		t.Parallel()
 		clusterOn(t, "", nodes, c, slots, f)
 	})
+	if race && !*clustered {
+		return // with PostgreSQL they run without the race detector, and with S3: see .ci/test
+	}
 	t.Run("PostgreSQL", func(t *testing.T) {
 		t.Parallel()
 		clusterOn(t, storetest.Postgres(t), nodes, c, slots, f)
