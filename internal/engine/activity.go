@@ -15,33 +15,38 @@ func (e *Engine) Activity(b batch.Batch) batch.Activity {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	now := time.Now()
-	var a batch.Activity
+	held := e.queuesOf(b.ID)
+	a, stuck := e.goingOn(b, held, now)
+	if b.Status == batch.InProgress && !stuck {
+		a.ETA = e.eta(b, held, now)
+		a.AtRisk = !a.ETA.IsZero() && a.ETA.After(b.ExpiresAt)
+	}
+	return a
+}
+
+// goingOn returns what goes on for b, of which this node has held in hand, except when it will be done;
+// and whether nobody can tell that, since nothing moves. e.mu is held.
+func (e *Engine) goingOn(b batch.Batch, held []*queue, now time.Time) (a batch.Activity, stuck bool) {
 	if _, waits := e.waiting[b.ID]; waits {
 		a.WaitingFor = e.pool.Trouble() // as it is now: it was perhaps not known when the wait began
 	}
 	if lane, ok := e.unserved[b.ID]; ok {
 		a.WaitingFor = cmp.Or(e.pool.Trouble(), "no upstream serves the model "+lane.Model)
 	}
-	if b.Status != batch.InProgress {
-		for _, q := range e.queuesOf(b.ID) {
-			a.InFlight += q.inFlight
-		}
-		return a
-	}
-	held := e.queuesOf(b.ID)
 	for _, q := range held {
 		a.InFlight += q.inFlight
+	}
+	if b.Status != batch.InProgress {
+		return a, false
+	}
+	for _, q := range held {
 		a.Rate += q.pace.Rate(now)
 	}
-	stuck := a.WaitingFor != ""
-	if !stuck {
-		a.WaitingFor, stuck = e.waitingFor(b, held, now)
+	if a.WaitingFor != "" {
+		return a, true
 	}
-	if !stuck {
-		a.ETA = e.eta(b, held, now)
-		a.AtRisk = !a.ETA.IsZero() && a.ETA.After(b.ExpiresAt)
-	}
-	return a
+	a.WaitingFor, stuck = e.waitingFor(b, held, now)
+	return a, stuck
 }
 
 // Node returns under which id this process is a node.

@@ -1,7 +1,6 @@
 package engine
 
 import (
-	"cmp"
 	"context"
 	"time"
 
@@ -31,31 +30,24 @@ func (e *Engine) tell(ctx context.Context) {
 func (e *Engine) activities(now time.Time) map[string]batch.Activity {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	out := map[string]batch.Activity{}
+	all, held := map[string]batch.Batch{}, map[string][]*queue{}
 	for id := range e.waiting {
-		out[id] = batch.Activity{WaitingFor: e.pool.Trouble()}
+		all[id] = batch.Batch{ID: id, Status: batch.Validating}
 	}
-	projects, held := map[string]string{}, map[string][]*queue{}
+	for id := range e.unserved {
+		all[id] = batch.Batch{ID: id, Status: batch.InProgress}
+	}
 	for _, l := range e.lanes {
 		for _, s := range l.shares {
 			for _, q := range s.queues {
-				projects[q.batch], held[q.batch] = s.project, append(held[q.batch], q)
+				all[q.batch] = batch.Batch{ID: q.batch, Project: s.project, Status: batch.InProgress}
+				held[q.batch] = append(held[q.batch], q)
 			}
 		}
 	}
-	for id, queues := range held {
-		var a batch.Activity
-		for _, q := range queues {
-			a.InFlight += q.inFlight
-			a.Rate += q.pace.Rate(now)
-		}
-		a.WaitingFor, _ = e.waitingFor(batch.Batch{ID: id, Project: projects[id]}, queues, now)
-		out[id] = a
-	}
-	for id, lane := range e.unserved {
-		a := out[id]
-		a.WaitingFor = cmp.Or(e.pool.Trouble(), "no upstream serves the model "+lane.Model)
-		out[id] = a
+	out := make(map[string]batch.Activity, len(all))
+	for id, b := range all {
+		out[id], _ = e.goingOn(b, held[id], now)
 	}
 	return out
 }
