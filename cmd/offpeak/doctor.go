@@ -12,6 +12,7 @@ import (
 	"github.com/dustin/go-humanize"
 
 	"offpeak/internal/doctor"
+	"offpeak/internal/store"
 )
 
 // exitFindings is the exit code of a doctor who found something.
@@ -112,7 +113,7 @@ func (cmd *doctorCmd) doctor(ctx context.Context) (d *doctor.Doctor, what string
 	if cmd.Database == "" {
 		return doctor.OpenWith(cmd.Data, blobs, doctor.Options{}), cmd.Data, nil
 	}
-	return doctor.Connect(cmd.Database, blobs, doctor.Options{}), withoutSecrets(cmd.Database), nil
+	return doctor.Connect(cmd.Database, blobs, doctor.Options{}), store.Describe(cmd.Database), nil
 }
 
 // printExamined says what was looked at.

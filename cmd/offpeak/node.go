@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 
@@ -55,13 +54,12 @@ type node struct {
 	engine  *engine.Engine // nil: it executes nothing
 	metrics *prometheus.Registry
 	sim     *sim.Running // nil unless there is an upstream "sim"
-	log     *slog.Logger
 }
 
 // openNode opens what is kept and gets everything ready to run. Of ec the settings count; the parts
 // are filled in. Without ec it is a node that executes nothing.
 func openNode(ctx context.Context, where *storageFlags, f *engineFlags, c *configFile, ec *engine.Config, s *streams, log *slog.Logger) (_ *node, err error) {
-	n := &node{metrics: prometheus.NewRegistry(), log: log}
+	n := &node{metrics: prometheus.NewRegistry()}
 	defer func() {
 		if err != nil {
 			n.close()
@@ -103,39 +101,11 @@ func openNode(ctx context.Context, where *storageFlags, f *engineFlags, c *confi
 
 // run works until ctx ends, as engine.Run does.
 func (n *node) run(ctx, abort context.Context) error {
-	var tidying sync.WaitGroup
-	defer tidying.Wait()
-	ctx, stop := context.WithCancel(ctx)
-	defer stop()
-	if b, ok := n.blobs.(tidier); ok {
-		tidying.Go(func() { n.tidy(ctx, b) })
-	}
 	if n.engine != nil {
 		return n.engine.Run(ctx, abort)
 	}
 	n.pool.Run(ctx) // for the list of models
 	return nil
-}
-
-// A tidier is storage where crashes leave something behind that nobody sees.
-type tidier interface {
-	Tidy(ctx context.Context, age time.Duration) error
-}
-
-// tidy has what crashes left taken away, at once and then every hour. Several nodes may do so.
-func (n *node) tidy(ctx context.Context, blobs tidier) {
-	tick := time.NewTicker(time.Hour)
-	defer tick.Stop()
-	for {
-		if err := blobs.Tidy(ctx, store.PendingFor); err != nil && ctx.Err() == nil {
-			n.log.Warn("tidy up blobs; trying again in an hour", "err", err)
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return
-		}
-	}
 }
 
 // upstreams makes the upstreams that the flags and the config file ask for, or else, if there have to

@@ -135,7 +135,7 @@ func (f *storageFlags) attrs() (attrs []slog.Attr) {
 		attrs = append(attrs, slog.String("data", f.Data))
 	}
 	if f.Database != "" {
-		attrs = append(attrs, slog.String("database", withoutSecrets(f.Database)))
+		attrs = append(attrs, slog.String("database", store.Describe(f.Database)))
 	}
 	if f.Blobs != "" {
 		attrs = append(attrs, slog.String("blobs", withoutSecrets(f.Blobs)))
@@ -146,19 +146,16 @@ func (f *storageFlags) attrs() (attrs []slog.Attr) {
 // whose names the server by what it works on.
 func (f *storageFlags) whose() string {
 	if f.cluster() {
-		return "the nodes with the database " + withoutSecrets(f.Database)
+		return "the nodes with the database " + store.Describe(f.Database)
 	}
 	return "the server with the data in " + f.Data
 }
 
-// withoutSecrets returns a URL without its password and its settings.
-func withoutSecrets(s string) string {
-	u, err := url.Parse(s)
+// withoutSecrets returns the URL of a bucket without its settings, or a folder.
+func withoutSecrets(blobs string) string {
+	u, err := url.Parse(blobs)
 	if err != nil || u.Scheme == "" {
-		if scheme, _, ok := strings.Cut(s, "://"); ok {
-			return scheme + "://…" // several hosts with ports are no URL to net/url
-		}
-		return s
+		return blobs
 	}
 	u.RawQuery, u.Fragment = "", ""
 	return u.Redacted()
