@@ -162,7 +162,7 @@ func (c *Caller) Call(ctx context.Context, endpoint string, body []byte) Answer 
 		}
 	}
 	if a.RequestID == "" || len(a.RequestID) > maxRequestID || c.up.isSecret(a.RequestID) {
-		a.RequestID = batch.NewToken()
+		a.RequestID = batch.NewCallID()
 	}
 	if c.buf.Cap() > ownAnswer+bytes.MinRead {
 		c.buf = bytes.Buffer{} // the answer has it now
