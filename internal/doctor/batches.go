@@ -251,8 +251,8 @@ func (x *examination) loadRequests(ctx context.Context, p *patient) error {
 	defer input.Close()
 	p.requests = x.requests.reset(min(p.Counts.Total, f.Bytes/64))
 	w := 0
-	for lines := batch.NewLines(input, 0, 1, longest); ; {
-		line, err := lines.Next()
+	for x.lines.Reset(input, 0, 1); ; {
+		line, err := x.lines.Next()
 		if err == io.EOF {
 			break
 		}

@@ -172,8 +172,8 @@ func (x *examination) eachLine(ctx context.Context, p batch.Part, by string, abo
 	}
 	defer r.Close()
 	about.Blob = p.Key
-	for lines := batch.NewLines(r, 0, 1, longest); ; {
-		line, err := lines.Next()
+	for x.lines.Reset(r, 0, 1); ; {
+		line, err := x.lines.Next()
 		switch {
 		case err == io.EOF:
 			return nil

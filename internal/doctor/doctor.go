@@ -139,7 +139,10 @@ func (d *Doctor) examineOnce(ctx context.Context, careful bool) (_ *Report, stal
 		return nil, false, err
 	}
 	defer tx.Rollback()
-	x := &examination{d: d, c: c, q: tx, report: &Report{Running: c.running}, suspects: map[string]suspect{}}
+	x := &examination{
+		d: d, c: c, q: tx, report: &Report{Running: c.running}, suspects: map[string]suspect{},
+		lines: batch.NewLines(nil, 0, 1, longest),
+	}
 	if d.o.Now == nil {
 		x.now = time.Now()
 	} else {
@@ -174,6 +177,7 @@ type examination struct {
 
 	requests requests // of the batch that is examined
 	ids      requests // of its results, if its input is gone
+	lines    *batch.Lines // of one input or part at a time
 	parser   batch.Parser
 	answer   batch.AnswerParser
 	line     lineParser

@@ -152,7 +152,7 @@ var mutations = []mutation{
 
 	// Nodes judge each other by heartbeats.
 	{"the heartbeat of a declared node fails", "internal/store/nodes.go",
-		"UPDATE nodes SET heartbeat_at = `+s.clock()+` WHERE id = $1 AND dead_at IS NULL\n", "UPDATE nodes SET heartbeat_at = `+s.clock()+` WHERE id = $1\n", sharedTests},
+		"` WHERE id = $1 AND dead_at IS NULL\n\t\t\tRETURNING", "` WHERE id = $1\n\t\t\tRETURNING", sharedTests},
 	{"nobody is declared dead too soon", "internal/engine/membership.go",
 		"return m.node, m.last.Lasts, row", "return m.node, m.last.Lasts / 2, row", engineTests + " -run TestNodeLoss/folder"},
 	{"nobody is declared dead by a clock that was set ahead", "internal/store/nodes.go",
@@ -162,7 +162,7 @@ var mutations = []mutation{
 	{"a dead node judges nobody", "internal/store/nodes.go",
 		"EXISTS (SELECT 1 FROM nodes WHERE id = $1 AND dead_at IS NULL AND", "(1 = 1 OR $1 <> '') AND EXISTS (SELECT 1 FROM nodes WHERE", sharedTests},
 	{"who dies after the clock was set back is missed", "internal/store/nodes.go",
-		"				AND heartbeat_at > `+now+` + $2`, n.ID", "				AND heartbeat_at > `+now+` + 1000000000000 + $2`, n.ID", sharedTests},
+		"AND heartbeat_at > `+now+` + $2`", "AND heartbeat_at > `+now+` + 1000000000000 + $2`", sharedTests},
 	{"what the dead held is free", "internal/store/nodes.go",
 		"`UPDATE segments SET token = NULL, node_id = NULL, deaths = deaths + 1 WHERE id`", "`UPDATE segments SET deaths = deaths + 1 WHERE id`", sharedTests},
 	{"what the dead validated is free", "internal/store/nodes.go",
