@@ -123,6 +123,7 @@ func (cmd *serveCmd) Run(ctx context.Context, s *streams, c *configFile, reread 
 	var stopping atomic.Bool
 	config := api.Config{
 		Store: n.store, Blobs: apart(n.blobs), Models: n.pool, Keys: keys, Log: log,
+		Away:         away,
 		MaxTransfers: cmd.MaxTransfers,
 		Policy:       batch.Policy{Profile: profile, Endpoints: cmd.Endpoint, MaxInput: int64(cmd.MaxInput)},
 		Metrics:      promhttp.HandlerFor(n.metrics, promhttp.HandlerOpts{}),

@@ -97,6 +97,9 @@ func apart(blobs blobStore) blobStore {
 	return blobs
 }
 
+// away reports whether an error tells only that the database or the bucket cannot serve now.
+func away(err error) bool { return store.Away(err) || bucket.Away(err) }
+
 // make makes what is ours to make: folders.
 func (f *storageFlags) make(log *slog.Logger) error {
 	if err := f.check(); err != nil {

@@ -166,6 +166,9 @@ func TestLastingTrouble(t *testing.T) {
 					if errors.Is(err, blob.ErrExists) || errors.Is(err, blob.ErrNotFound) {
 						t.Errorf("%v: there is no telling that", err)
 					}
+					if err != nil && !bucket.Away(err) {
+						t.Errorf("%v: Away says no", err)
+					}
 					if took := time.Since(start); took > 20*time.Second {
 						t.Errorf("it took %v", took)
 					}
@@ -302,7 +305,7 @@ func TestSlow(t *testing.T) {
 		}))
 		start := time.Now()
 		got, err := read(t, b, key)
-		if err == nil || !bytes.HasPrefix(data, got) {
+		if !bucket.Away(err) || !bytes.HasPrefix(data, got) {
 			t.Errorf("read %d bytes, error %v; want an error", len(got), err)
 		}
 		if took := time.Since(start); took > 20*time.Second {
@@ -377,7 +380,7 @@ func TestNotSeenYet(t *testing.T) {
 	}
 	r.set(first(1000, "get head", func(w http.ResponseWriter, r *http.Request, _ http.Handler) { refuse(w, r, 404, "NoSuchKey") }))
 	start := time.Now()
-	if _, err := read(t, b, key); !errors.Is(err, blob.ErrNotFound) {
+	if _, err := read(t, b, key); !errors.Is(err, blob.ErrNotFound) || bucket.Away(err) {
 		t.Errorf("read: %v, want ErrNotFound", err)
 	}
 	if took := time.Since(start); took > 3*time.Second {
@@ -428,8 +431,8 @@ func TestDead(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			start := time.Now()
-			if err := call(); err == nil || errors.Is(err, blob.ErrNotFound) {
-				t.Errorf("%v; want an error", err)
+			if err := call(); !bucket.Away(err) || errors.Is(err, blob.ErrNotFound) {
+				t.Errorf("%v; want an error that tells of storage that is away", err)
 			}
 			if took := time.Since(start); took > 15*time.Second {
 				t.Errorf("it took %v", took)

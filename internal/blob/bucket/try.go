@@ -94,6 +94,18 @@ func isFinal(err error) bool {
 	}
 }
 
+// Away reports whether err, of a method of Bucket, tells only that the storage cannot be reached or
+// cannot serve now. What has failed so is asked for again with success once that is over.
+func Away(err error) bool {
+	for _, e := range []error{errSlow, errStalled, errBroken} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	_, ours := errors.AsType[*smithy.OperationError](err)
+	return ours && !isFinal(err)
+}
+
 // statusOf returns the status of the answer that err stands for; 0 if there was none.
 func statusOf(err error) int {
 	if e, ok := errors.AsType[*awshttp.ResponseError](err); ok {
