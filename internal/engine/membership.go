@@ -203,12 +203,11 @@ func (e *Engine) beat(ctx context.Context) {
 		e.deposed(node)
 	case ctx.Err() == nil:
 		e.member.mu.Lock()
-		first := !e.member.failing
 		e.member.failing = true
 		e.member.mu.Unlock()
-		if first {
-			e.log.Warn("heartbeat; trying again every second", "node", e.cfg.Node, "err", err)
-		}
+	}
+	if ctx.Err() == nil && !errors.Is(err, batch.ErrDeclaredDead) {
+		e.outages.beat.Note(err, "node", e.cfg.Node)
 	}
 }
 
@@ -335,8 +334,8 @@ func (e *Engine) buryAll(ctx context.Context) {
 		if b.Batches > 0 {
 			wake(e.wakeAdmit)
 		}
-		if err != nil && ctx.Err() == nil {
-			e.log.Error("free the work of dead nodes", "err", err)
+		if ctx.Err() == nil {
+			e.outages.bury.Note(err)
 		}
 	}
 }
