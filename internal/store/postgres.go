@@ -6,6 +6,7 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"slices"
 	"strconv"
@@ -238,7 +239,10 @@ func (c *conn) bound(ctx context.Context) (context.Context, context.CancelFunc) 
 	return context.WithTimeoutCause(ctx, c.limits.statement, errSilent)
 }
 
-var errSilent = errors.New("no answer from PostgreSQL in time")
+var (
+	errSilent = errors.New("no answer from PostgreSQL in time")
+	errCut    = errors.New("the connection to PostgreSQL broke")
+)
 
 // explain tells a silent server from a caller that has gone, and closes a connection to a server
 // that takes no writes any more: it has become a standby, and the next connection finds the primary.
@@ -246,8 +250,13 @@ func (c *conn) explain(ctx context.Context, err error) error {
 	if e, ok := errors.AsType[*pgconn.PgError](err); ok && e.Code == "25006" {
 		c.Conn.Close()
 	}
-	if err != nil && context.Cause(ctx) == errSilent {
+	switch {
+	case err == nil:
+		return nil
+	case context.Cause(ctx) == errSilent:
 		return fmt.Errorf("%w: %w", errSilent, err)
+	case c.Conn.Conn().IsClosed():
+		return fmt.Errorf("%w: %w", errCut, err)
 	}
 	return err
 }
@@ -276,13 +285,23 @@ func (c *conn) QueryContext(ctx context.Context, query string, args []driver.Nam
 		defer cancel()
 		return nil, c.again(ctx, err)
 	}
-	return rows{r, cancel}, nil
+	return rows{r, c, ctx, cancel}, nil
 }
 
 // rows are read within the patience of their statement.
 type rows struct {
 	driver.Rows
+	c      *conn
+	ctx    context.Context // driver.Rows gives none to its methods
 	cancel context.CancelFunc
+}
+
+func (r rows) Next(dest []driver.Value) error {
+	err := r.Rows.Next(dest)
+	if err == nil || err == io.EOF {
+		return err
+	}
+	return r.c.explain(r.ctx, err)
 }
 
 func (r rows) Close() error {
