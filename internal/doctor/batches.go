@@ -599,15 +599,10 @@ type comparison struct {
 // read reads the parts of a file with the results that succeeded, or of the other one.
 func (c *comparison) read(ctx context.Context, parts []batch.Part, ok bool) error {
 	c.order = map[int32]uint32{}
-	for _, part := range parts {
-		if err := c.x.eachLine(ctx, part, "batch "+c.p.ID, c.p.about(), func(line []byte) error {
-			c.result(line, ok, -1)
-			return ctx.Err()
-		}); err != nil {
-			return err
-		}
-	}
-	return nil
+	return c.x.eachLine(ctx, parts, "batch "+c.p.ID, c.p.about(), func(line []byte) error {
+		c.result(line, ok, -1)
+		return ctx.Err()
+	})
 }
 
 // result looks at one result, which is of the request at this position, if that is known.

@@ -175,8 +175,8 @@ type examination struct {
 	suspects map[string]suspect // blobs that are named, and missing or of another size, by key
 	orphans  []blob.Info        // blobs that nobody seems to know of
 
-	requests requests // of the batch that is examined
-	ids      requests // of its results, if its input is gone
+	requests requests     // of the batch that is examined
+	ids      requests     // of its results, if its input is gone
 	lines    *batch.Lines // of one input or part at a time
 	parser   batch.Parser
 	answer   batch.AnswerParser

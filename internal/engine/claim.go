@@ -84,15 +84,20 @@ func (e *Engine) claimAll(ctx context.Context) {
 	for {
 		e.weigh(time.Now())
 		if e.member.isDeclared() {
-			if err := e.rejoin(ctx); err != nil && ctx.Err() == nil {
-				e.log.Error("join anew", "err", err)
+			if err := e.rejoin(ctx); ctx.Err() == nil {
+				e.outages.join.Note(err, "node", e.cfg.Node)
 			}
 		}
-		if err := errors.Join(e.checkEndings(ctx), e.claim(ctx)); err != nil && ctx.Err() == nil {
-			e.log.Error("claim segments", "err", err)
+		err := errors.Join(e.checkEndings(ctx), e.claim(ctx))
+		if ctx.Err() == nil {
+			e.outages.claim.Note(err)
+		}
+		woken := e.wakeClaim
+		if err != nil {
+			woken = nil // whoever has an answer wakes us, and it would be as much in vain for each
 		}
 		select {
-		case <-e.wakeClaim:
+		case <-woken:
 		case <-tick.C:
 		case <-ctx.Done():
 			return

@@ -2,13 +2,13 @@ package engine
 
 import (
 	"context"
-	"log/slog"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"offpeak/internal/batch"
 	"offpeak/internal/journal"
+	"offpeak/internal/outage"
 )
 
 type journals interface {
@@ -24,7 +24,7 @@ type journals interface {
 // for all segments together.
 type recorder struct {
 	store   journals
-	log     *slog.Logger
+	outage  *outage.Log
 	metrics *Metrics
 	wake    chan struct{} // of capacity 1
 	commits atomic.Int64  // transactions that recorded something
@@ -39,6 +39,8 @@ type recorder struct {
 	hurried  bool // workers are to end and wait for nothing
 	closed   bool
 	flushes  []chan struct{} // closed once what is in groups is recorded
+	given    int             // results that were given up
+	why      error           // they were
 	spare    [][]byte        // memory of groups that are packed, for the next ones
 }
 
@@ -55,8 +57,8 @@ const (
 	pendingBytes = 4 << 20
 )
 
-func newRecorder(s journals, log *slog.Logger, m *Metrics) *recorder {
-	r := &recorder{store: s, log: log, metrics: m, wake: make(chan struct{}, 1)}
+func newRecorder(s journals, o *outage.Log, m *Metrics) *recorder {
+	r := &recorder{store: s, outage: o, metrics: m, wake: make(chan struct{}, 1)}
 	r.space.L = &r.mu
 	return r
 }
@@ -186,6 +188,7 @@ func (r *recorder) run(ctx context.Context, settled func(context.Context, *hold,
 		}
 		lost, err := r.record(ctx, groups)
 		if err != nil {
+			r.forget(next.groups, err)
 			return // asked to end; whatever is unrecorded is sent again another time
 		}
 		for _, h := range r.recorded(next.groups, lost) {
@@ -203,6 +206,34 @@ func (r *recorder) run(ctx context.Context, settled func(context.Context, *hold,
 			return
 		}
 	}
+}
+
+// forget notes that groups are given up that could not be recorded.
+func (r *recorder) forget(groups []taken, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, h := range groups {
+		if !h.hold.lost {
+			r.given += h.n
+		}
+	}
+	r.why = err
+}
+
+// forgotten tells of what was added and never recorded, once run has returned.
+func (r *recorder) forgotten() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	n := r.given
+	for _, h := range r.groups {
+		if !h.lost {
+			n += h.group.n
+		}
+	}
+	if n == 0 {
+		return nil
+	}
+	return &UnrecordedError{n, r.why}
 }
 
 // taken is the group of a hold on its way to the store, with the lease as it was at that moment.
@@ -265,7 +296,11 @@ func (r *recorder) record(ctx context.Context, groups []batch.Group) (lost []int
 	}
 	start := time.Now()
 	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
-		if lost, err = r.store.Record(ctx, groups); err == nil {
+		lost, err = r.store.Record(ctx, groups)
+		if ctx.Err() == nil {
+			r.outage.Note(err)
+		}
+		if err == nil {
 			r.commits.Add(1)
 			r.metrics.commit(len(groups), time.Since(start))
 			return lost, nil
@@ -273,7 +308,6 @@ func (r *recorder) record(ctx context.Context, groups []batch.Group) (lost []int
 		if ctx.Err() != nil {
 			return nil, err
 		}
-		r.log.Error("record results; sending stops until that works", "err", err)
 		select {
 		case <-time.After(wait):
 		case <-ctx.Done():
