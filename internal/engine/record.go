@@ -40,6 +40,8 @@ type recorder struct {
 	closed   bool
 	flushes  []chan struct{} // closed once what is in groups is recorded
 	spare    [][]byte        // memory of groups that are packed, for the next ones
+	spared   int             // bytes of that
+	kept     int             // bytes of groups in holds
 }
 
 // A group is what is to be recorded of one hold next.
@@ -53,6 +55,10 @@ const (
 	groupBytes = 256 << 10
 	// pendingBytes bounds what waits to be recorded; beyond it workers wait, too.
 	pendingBytes = 4 << 20
+	// keptBytes bounds the groups that are kept in memory after they were recorded, until their segment
+	// is sealed, so that they need not be read again. Those with few results for their size are worth it.
+	keptBytes   = 16 << 20
+	largeResult = 2 << 10
 )
 
 func newRecorder(s journals, log *slog.Logger, m *Metrics) *recorder {
@@ -77,6 +83,7 @@ func (r *recorder) add(h *hold, index int, ok bool, u batch.Usage, line []byte) 
 		g = &group{}
 		if last := len(r.spare) - 1; last >= 0 {
 			g.data, r.spare = r.spare[last], r.spare[:last]
+			r.spared -= cap(g.data)
 		}
 		h.group = g
 		r.groups = append(r.groups, h)
@@ -181,8 +188,10 @@ func (r *recorder) run(ctx context.Context, settled func(context.Context, *hold,
 		}
 		groups := make([]batch.Group, len(next.groups))
 		for i, h := range next.groups {
-			groups[i] = batch.Group{Lease: h.lease, Tally: h.lease.Tally, Data: packer.Pack(h.data)}
+			packed := packer.Pack(h.data)
+			groups[i] = batch.Group{Lease: h.lease, Tally: h.lease.Tally, Data: packed}
 			r.reuse(h.data)
+			next.groups[i].data = packed
 		}
 		lost, err := r.record(ctx, groups)
 		if err != nil {
@@ -209,7 +218,7 @@ func (r *recorder) run(ctx context.Context, settled func(context.Context, *hold,
 type taken struct {
 	*hold
 	lease batch.Lease
-	data  []byte
+	data  []byte // packed from the moment on that it is on its way
 	n     int
 }
 
@@ -245,16 +254,61 @@ func (r *recorder) collect() (next round, wait time.Duration) {
 	return next, -1
 }
 
-// spareGroups is of how many groups the memory is kept, unless they were larger than most are.
+// spareGroups is of how many groups the memory is kept, and pendingBytes how much at most.
 const spareGroups = 4
 
 // reuse keeps the memory of a group that is packed.
 func (r *recorder) reuse(data []byte) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if len(r.spare) < spareGroups && cap(data) <= 2*groupBytes {
+	if len(r.spare) < spareGroups && r.spared+cap(data) <= pendingBytes {
 		r.spare = append(r.spare, data[:0])
+		r.spared += cap(data)
 	}
+}
+
+// keep keeps a group that is recorded in memory, if it is worth it. r.mu is held.
+func (r *recorder) keep(h *hold, seq int64, group []byte, results int) {
+	if h.forgotten || len(group) < results*largeResult || r.kept+len(group) > keptBytes {
+		return
+	}
+	if h.kept == nil {
+		h.kept = map[int64][]byte{}
+	}
+	h.kept[seq] = group
+	r.kept += len(group)
+}
+
+// forget gives up what is kept of h, for good.
+func (r *recorder) forget(h *hold) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, group := range h.kept {
+		r.kept -= len(group)
+	}
+	h.kept, h.forgotten = nil, true
+}
+
+// journalOf returns the journal for who reads what is recorded of h.
+func (r *recorder) journalOf(h *hold) journal.Store { return heldJournal{r.store, r, h} }
+
+// A heldJournal is the journal with the groups of one hold that are in memory. Which there are is for
+// the database to say: a group that it has is never changed, but all of them are gone once the segment
+// is sealed, by whomever.
+type heldJournal struct {
+	journal.Store
+	r *recorder
+	h *hold
+}
+
+func (j heldJournal) JournalGroup(ctx context.Context, segment, seq int64) ([]byte, error) {
+	j.r.mu.Lock()
+	group := j.h.kept[seq]
+	j.r.mu.Unlock()
+	if group != nil {
+		return group, nil
+	}
+	return j.Store.JournalGroup(ctx, segment, seq)
 }
 
 // record has the groups recorded, for as long as that takes. It repeats a failed transaction as it
@@ -297,6 +351,7 @@ func (r *recorder) recorded(holds []taken, lost []int64) (gone []*hold) {
 			gone = append(gone, h.hold)
 		} else {
 			h.hold.lease.Seq++
+			r.keep(h.hold, h.hold.lease.Seq, h.data, h.n)
 		}
 	}
 	return gone
