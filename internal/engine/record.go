@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -67,9 +68,9 @@ func newRecorder(s journals, log *slog.Logger, m *Metrics) *recorder {
 	return r
 }
 
-// add takes the finished line of one result. It blocks while too much waits to be recorded, unless
-// hurried. Of a segment that is lost it takes nothing.
-func (r *recorder) add(h *hold, index int, ok bool, u batch.Usage, line []byte) {
+// add takes the entry of one result. It blocks while too much waits to be recorded, unless hurried. Of
+// a segment that is lost it takes nothing.
+func (r *recorder) add(h *hold, ok bool, u batch.Usage, entry []byte) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for r.bytes > pendingBytes && !r.hurried {
@@ -88,8 +89,10 @@ func (r *recorder) add(h *hold, index int, ok bool, u batch.Usage, line []byte) 
 		h.group = g
 		r.groups = append(r.groups, h)
 	}
-	before := len(g.data)
-	g.data = journal.AppendEntry(g.data, index, ok, line)
+	if room := cap(g.data) - len(g.data); room < len(entry) {
+		g.data = slices.Grow(g.data, max(len(entry), len(g.data))) // more are going to follow
+	}
+	g.data = append(g.data, entry...)
 	if ok {
 		h.lease.Tally.Completed++
 		h.lease.Tally.Usage.Add(u)
@@ -101,7 +104,7 @@ func (r *recorder) add(h *hold, index int, ok bool, u batch.Usage, line []byte) 
 		r.oldest = time.Now()
 		wake(r.wake)
 	}
-	r.bytes += len(g.data) - before
+	r.bytes += len(entry)
 	if r.bytes >= groupBytes {
 		wake(r.wake)
 	}
@@ -254,14 +257,17 @@ func (r *recorder) collect() (next round, wait time.Duration) {
 	return next, -1
 }
 
-// spareGroups is of how many groups the memory is kept, and pendingBytes how much at most.
-const spareGroups = 4
+// spareGroups is of how many groups the memory is kept, and spareBytes how much at most.
+const (
+	spareGroups = 4
+	spareBytes  = 2 * pendingBytes
+)
 
 // reuse keeps the memory of a group that is packed.
 func (r *recorder) reuse(data []byte) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if len(r.spare) < spareGroups && r.spared+cap(data) <= pendingBytes {
+	if len(r.spare) < spareGroups && r.spared+cap(data) <= spareBytes {
 		r.spare = append(r.spare, data[:0])
 		r.spared += cap(data)
 	}

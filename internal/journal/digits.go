@@ -66,35 +66,50 @@ func isNumbers(line []byte) bool {
 	return n >= numberSamples
 }
 
-// pack8 returns the four bytes that the first eight characters of b go into, if they do.
-func pack8(b []byte) (packed uint32, ok bool) {
-	const each = 0x0101010101010101
-	x := binary.LittleEndian.Uint64(b)
-	// Of + , - . and 0 to 9 all is done at once. Their bytes are from 0x2b to 0x39, but not 0x2f: sums
-	// have the highest bit of a byte say how it compares, which does not reach into the next byte.
+const each = 0x0101010101010101 // byte of eight
+
+// common reports whether the eight bytes of x are + , - . and 0 to 9, of which each has its value in
+// its lower half. They are from 0x2b to 0x39, but not 0x2f: sums have the highest bit of a byte say how
+// it compares, which does not reach into the next byte.
+func common(x uint64) bool {
 	low := x & (0x1f * each)
 	from, to, slash := low+(0x80-0x0b)*each, low+(0x80-0x1a)*each, (low^0x0f*each)+0x7f*each
-	if x&(0xe0*each) != 0x20*each || from & ^to & slash & (0x80*each) != 0x80*each {
-		x = 0
-		var all byte
-		for i, c := range b[:8] {
-			v := values[c]
-			all |= v
-			x |= uint64(v) << (8 * i)
-		}
-		if all&noNumeral != 0 {
-			return 0, false
-		}
+	return x&(0xe0*each)^0x20*each|(from & ^to & slash & (0x80*each) ^ 0x80*each) == 0
+}
+
+// valuesOf returns the values of the first eight characters of b in the lower halves of its bytes, if
+// they have any.
+func valuesOf(b []byte) (x uint64, ok bool) {
+	var all byte
+	for i, c := range b[:8] {
+		v := values[c]
+		all |= v
+		x |= uint64(v) << (8 * i)
 	}
+	return x, all&noNumeral == 0
+}
+
+// squeeze puts the lower halves of the eight bytes of x next to each other.
+func squeeze(x uint64) uint32 {
 	x &= 0x0f * each
 	x = (x | x>>4) & 0x00ff00ff00ff00ff
 	x = (x | x>>8) & 0x0000ffff0000ffff
-	return uint32(x | x>>16), true
+	return uint32(x | x>>16)
+}
+
+// pack8 returns the four bytes that the first eight characters of b go into, if they do.
+func pack8(b []byte) (packed uint32, ok bool) {
+	x := binary.LittleEndian.Uint64(b)
+	ok = common(x)
+	if !ok {
+		x, ok = valuesOf(b)
+	}
+	return squeeze(x), ok
 }
 
 // appendPacked appends the packed line.
 func appendPacked(dst, line []byte) []byte {
-	dst = slices.Grow(dst, len(line)*5/8) // it is about half
+	dst = slices.Grow(dst, len(line)*5/8) // it takes about half
 	dst = binary.AppendUvarint(dst, uint64(len(line)))
 	for rest := line; len(rest) > 0; {
 		// Numbers have to go on for a while to be worth the lengths.
@@ -114,15 +129,20 @@ func appendPacked(dst, line []byte) []byte {
 			break
 		}
 		at := len(dst)
-		dst = append(dst, 0, 0, 0, 0)
-		for len(rest) >= 8 {
-			packed, ok := pack8(rest)
-			if !ok {
-				break
+		dst = slices.Grow(append(dst, 0, 0, 0, 0), len(rest)/2)
+		out := dst[at+4 : cap(dst)]
+		for len(rest) >= 8 && len(out) >= 4 {
+			x := binary.LittleEndian.Uint64(rest)
+			if !common(x) {
+				var ok bool
+				if x, ok = valuesOf(rest); !ok {
+					break
+				}
 			}
-			dst = binary.LittleEndian.AppendUint32(dst, packed)
-			rest = rest[8:]
+			binary.LittleEndian.PutUint32(out, squeeze(x))
+			rest, out = rest[8:], out[4:]
 		}
+		dst = dst[:cap(dst)-len(out)]
 		binary.LittleEndian.PutUint32(dst[at:], uint32(len(dst)-at-4))
 	}
 	return dst

@@ -49,7 +49,7 @@ func TestPack8(t *testing.T) {
 			for c := range 256 {
 				b[at] = byte(c)
 				got, ok := pack8(b)
-				if packed, is := want(b); got != packed || ok != is {
+				if packed, is := want(b); ok != is || ok && got != packed {
 					t.Fatalf("%q: %x, %v; want %x, %v", b, got, ok, packed, is)
 				}
 			}
