@@ -129,7 +129,7 @@ func (p *Packer) Pack(data []byte) []byte {
 	if packed := packedBytes(data); packed > 0 {
 		plain, zstd = formatPacked, formatPackedZstd
 		if packed > len(data)/2 {
-			return append(append(make([]byte, 0, 1+len(data)), plain), data...)
+			return append([]byte{plain}, data...)
 		}
 	}
 	group := p.enc.EncodeAll(data, []byte{zstd})
