@@ -43,8 +43,8 @@ func (e *Engine) admitAll(ctx context.Context) {
 			return
 		}
 		a, err := e.claimValidating(ctx)
-		if err != nil && ctx.Err() == nil {
-			e.log.Error("claim a batch to validate", "err", err)
+		if ctx.Err() == nil {
+			e.outages.validate.Note(err)
 		}
 		if a != nil {
 			wg.Go(func() { e.admitOne(ctx, *a, slots) })
@@ -174,8 +174,9 @@ func (e *Engine) stillValidating(ctx context.Context, a batch.Admission) bool {
 }
 
 func (e *Engine) giveBack(ctx context.Context, a batch.Admission) {
-	if err := e.store.ReleaseValidating(context.WithoutCancel(ctx), a); err != nil {
-		e.log.Warn("release batch", "batch", a.Batch.ID, "err", err)
+	err := e.store.ReleaseValidating(context.WithoutCancel(ctx), a)
+	e.outages.release.Note(err, "batch", a.Batch.ID)
+	if err != nil {
 		e.mu.Lock()
 		e.strayBatches = true
 		e.mu.Unlock()

@@ -2,7 +2,6 @@ package engine
 
 import (
 	"context"
-	"log/slog"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -10,6 +9,7 @@ import (
 
 	"offpeak/internal/batch"
 	"offpeak/internal/journal"
+	"offpeak/internal/outage"
 )
 
 type journals interface {
@@ -25,7 +25,7 @@ type journals interface {
 // for all segments together.
 type recorder struct {
 	store   journals
-	log     *slog.Logger
+	outage  *outage.Log
 	metrics *Metrics
 	wake    chan struct{} // of capacity 1
 	commits atomic.Int64  // transactions that recorded something
@@ -40,6 +40,8 @@ type recorder struct {
 	hurried  bool // workers are to end and wait for nothing
 	closed   bool
 	flushes  []chan struct{} // closed once what is in groups is recorded
+	given    int             // results that were given up
+	why      error           // they were
 	spare    [][]byte        // memory of groups that are packed, for the next ones
 	spared   int             // bytes of that
 	kept     int             // bytes of groups in holds
@@ -62,8 +64,8 @@ const (
 	largeResult = 2 << 10
 )
 
-func newRecorder(s journals, log *slog.Logger, m *Metrics) *recorder {
-	r := &recorder{store: s, log: log, metrics: m, wake: make(chan struct{}, 1)}
+func newRecorder(s journals, o *outage.Log, m *Metrics) *recorder {
+	r := &recorder{store: s, outage: o, metrics: m, wake: make(chan struct{}, 1)}
 	r.space.L = &r.mu
 	return r
 }
@@ -198,6 +200,7 @@ func (r *recorder) run(ctx context.Context, settled func(context.Context, *hold,
 		}
 		lost, err := r.record(ctx, groups)
 		if err != nil {
+			r.forget(next.groups, err)
 			return // asked to end; whatever is unrecorded is sent again another time
 		}
 		for _, h := range r.recorded(next.groups, lost) {
@@ -215,6 +218,34 @@ func (r *recorder) run(ctx context.Context, settled func(context.Context, *hold,
 			return
 		}
 	}
+}
+
+// forget notes that groups are given up that could not be recorded.
+func (r *recorder) forget(groups []taken, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, h := range groups {
+		if !h.hold.lost {
+			r.given += h.n
+		}
+	}
+	r.why = err
+}
+
+// forgotten tells of what was added and never recorded, once run has returned.
+func (r *recorder) forgotten() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	n := r.given
+	for _, h := range r.groups {
+		if !h.lost {
+			n += h.group.n
+		}
+	}
+	if n == 0 {
+		return nil
+	}
+	return &UnrecordedError{n, r.why}
 }
 
 // taken is the group of a hold on its way to the store, with the lease as it was at that moment.
@@ -275,7 +306,7 @@ func (r *recorder) reuse(data []byte) {
 
 // keep keeps a group that is recorded in memory, if it is worth it. r.mu is held.
 func (r *recorder) keep(h *hold, seq int64, group []byte, results int) {
-	if h.forgotten || len(group) < results*largeResult || r.kept+len(group) > keptBytes {
+	if h.released || len(group) < results*largeResult || r.kept+len(group) > keptBytes {
 		return
 	}
 	if h.kept == nil {
@@ -285,14 +316,14 @@ func (r *recorder) keep(h *hold, seq int64, group []byte, results int) {
 	r.kept += len(group)
 }
 
-// forget gives up what is kept of h, for good.
-func (r *recorder) forget(h *hold) {
+// release gives up what is kept of h, for good.
+func (r *recorder) release(h *hold) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, group := range h.kept {
 		r.kept -= len(group)
 	}
-	h.kept, h.forgotten = nil, true
+	h.kept, h.released = nil, true
 }
 
 // journalOf returns the journal for who reads what is recorded of h.
@@ -325,7 +356,11 @@ func (r *recorder) record(ctx context.Context, groups []batch.Group) (lost []int
 	}
 	start := time.Now()
 	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
-		if lost, err = r.store.Record(ctx, groups); err == nil {
+		lost, err = r.store.Record(ctx, groups)
+		if ctx.Err() == nil {
+			r.outage.Note(err)
+		}
+		if err == nil {
 			r.commits.Add(1)
 			r.metrics.commit(len(groups), time.Since(start))
 			return lost, nil
@@ -333,7 +368,6 @@ func (r *recorder) record(ctx context.Context, groups []batch.Group) (lost []int
 		if ctx.Err() != nil {
 			return nil, err
 		}
-		r.log.Error("record results; sending stops until that works", "err", err)
 		select {
 		case <-time.After(wait):
 		case <-ctx.Done():

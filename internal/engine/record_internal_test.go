@@ -42,7 +42,7 @@ func TestKept(t *testing.T) {
 	}
 	want(a, 1, large)
 	want(a, 2, []byte("stored"))
-	r.forget(b)
+	r.release(b)
 	want(b, 1, []byte("stored"))
 	want(a, 1, large)
 	r.mu.Lock()
@@ -51,8 +51,8 @@ func TestKept(t *testing.T) {
 		t.Errorf("%d groups are kept of a hold that is given up, %d bytes in all", len(b.kept), r.kept)
 	}
 	r.mu.Unlock()
-	r.forget(a)
-	r.forget(a)
+	r.release(a)
+	r.release(a)
 	if r.kept != 0 {
 		t.Errorf("%d bytes are kept of nothing", r.kept)
 	}

@@ -33,6 +33,7 @@ func (e *Engine) sealHold(ctx context.Context, h *hold) {
 			// Repeated as it was: if only the reply got lost, the journal is gone already.
 			var last bool
 			if last, err = e.store.Seal(ctx, lease, output, errs); err == nil {
+				e.outages.seal.Note(nil)
 				e.metrics.sealed.Inc()
 				e.drop(h)
 				if last {
@@ -63,7 +64,7 @@ func (e *Engine) sealHold(ctx context.Context, h *hold) {
 		case ctx.Err() != nil:
 			return // it stays held and is released
 		}
-		e.log.Error("seal segment", "batch", h.lease.BatchID, "segment", h.lease.ID, "err", err)
+		e.outages.seal.Note(err, "batch", h.lease.BatchID, "segment", h.lease.ID)
 		select {
 		case <-time.After(pause):
 		case <-ctx.Done():
