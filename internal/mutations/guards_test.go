@@ -369,7 +369,7 @@ var mutations = []mutation{
 	{"2: counts are of sealed segments once", "internal/store/batches.go",
 		"WHERE o.batch_id = b.id AND o.sealed_at IS NULL AND o.seq > 0) END`", "WHERE o.batch_id = b.id AND o.seq > 0) END`", storeTests},
 	{"3: a result of a call is recorded", "internal/engine/dispatch.go",
-		"			e.recorder.add(c.hold, int(c.i), r.OK(), r.Usage, line)\n", "			if c.i != 5 {\n				e.recorder.add(c.hold, int(c.i), r.OK(), r.Usage, line)\n			}\n", engineTests + " -run TestMatrix/(clients|work)$"},
+		"			e.recorder.add(c.hold, r.OK(), r.Usage, entry)\n", "			if c.i != 5 {\n				e.recorder.add(c.hold, r.OK(), r.Usage, entry)\n			}\n", engineTests + " -run TestMatrix/(clients|work)$"},
 	{"4: an answer is recorded within 50 ms", "internal/engine/record.go",
 		"groupDelay = 50 * time.Millisecond", "groupDelay = 5 * time.Second", engineTests + " -run TestRecordedSoon"},
 	{"7: a refusal costs no attempt", "internal/engine/dispatch.go",
