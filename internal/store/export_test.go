@@ -48,6 +48,14 @@ func connect(ctx context.Context, d dialect, dsn string, o Options) (*Store, err
 	return s, nil
 }
 
+// ConnectLazily opens PostgreSQL without a look at it.
+func ConnectLazily(dsn string) (*Store, error) {
+	s := newStore(postgresDialect, Options{})
+	var err error
+	s.pools, err = s.d.open(dsn)
+	return s, err
+}
+
 // ConnectExplained connects to PostgreSQL and has every statement explained before it is run, as it is
 // about to be run; explain is given the text and the plan in JSON.
 func ConnectExplained(ctx context.Context, dsn string, o Options, explain func(query string, plan []byte)) (*Store, error) {
