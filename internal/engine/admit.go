@@ -218,6 +218,9 @@ func (e *Engine) admit(ctx context.Context, a batch.Admission) (outcome []any, e
 	defer input.Close()
 	var errs []batch.LineError
 	plan := planner{most: e.cfg.segmentLines}
+	if b.Endpoint == "/v1/embeddings" {
+		plan.most = min(plan.most, embeddingLines)
+	}
 	if nodes := e.member.live(); nodes > 1 {
 		// A small batch is for all nodes, too.
 		plan.spread = a.Input.Bytes / int64(4*nodes)

@@ -44,9 +44,11 @@ type hold struct {
 	cancel   context.CancelCauseFunc
 
 	// Guarded by recorder.mu, as only recording changes them.
-	lease batch.Lease
-	group *group
-	lost  bool // to another node
+	lease    batch.Lease
+	group    *group
+	lost     bool             // to another node
+	kept     map[int64][]byte // groups that are recorded, by seq: see keptBytes
+	released bool             // nothing is kept any more
 
 	// Guarded by Engine.mu.
 	queue    *queue
@@ -585,6 +587,7 @@ func (e *Engine) remove(h *hold) {
 	}
 	h.removed, h.sealing = true, true
 	h.cancel(nil)
+	e.recorder.release(h)
 	e.loaded -= h.bytes
 	if e.holds[h.lease.ID] == h {
 		delete(e.holds, h.lease.ID)

@@ -132,6 +132,7 @@ type Engine struct {
 const (
 	poll             = 250 * time.Millisecond // for what nobody woke us for
 	windowLines      = 1000
+	embeddingLines   = 250 // of a window of embeddings, whose answers are large: they are to have room in keptBytes
 	windowBytes      = 8 << 20
 	admissionsAtOnce = 3
 	sealers          = 2

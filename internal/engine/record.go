@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -42,6 +43,8 @@ type recorder struct {
 	given    int             // results that were given up
 	why      error           // they were
 	spare    [][]byte        // memory of groups that are packed, for the next ones
+	spared   int             // bytes of that
+	kept     int             // bytes of groups in holds
 }
 
 // A group is what is to be recorded of one hold next.
@@ -55,6 +58,10 @@ const (
 	groupBytes = 256 << 10
 	// pendingBytes bounds what waits to be recorded; beyond it workers wait, too.
 	pendingBytes = 4 << 20
+	// keptBytes bounds the groups that are kept in memory after they were recorded, until their segment
+	// is sealed, so that they need not be read again. Those with few results for their size are worth it.
+	keptBytes   = 16 << 20
+	largeResult = 2 << 10
 )
 
 func newRecorder(s journals, o *outage.Log, m *Metrics) *recorder {
@@ -63,9 +70,9 @@ func newRecorder(s journals, o *outage.Log, m *Metrics) *recorder {
 	return r
 }
 
-// add takes the finished line of one result. It blocks while too much waits to be recorded, unless
-// hurried. Of a segment that is lost it takes nothing.
-func (r *recorder) add(h *hold, index int, ok bool, u batch.Usage, line []byte) {
+// add takes the entry of one result. It blocks while too much waits to be recorded, unless hurried. Of
+// a segment that is lost it takes nothing.
+func (r *recorder) add(h *hold, ok bool, u batch.Usage, entry []byte) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for r.bytes > pendingBytes && !r.hurried {
@@ -79,12 +86,15 @@ func (r *recorder) add(h *hold, index int, ok bool, u batch.Usage, line []byte) 
 		g = &group{}
 		if last := len(r.spare) - 1; last >= 0 {
 			g.data, r.spare = r.spare[last], r.spare[:last]
+			r.spared -= cap(g.data)
 		}
 		h.group = g
 		r.groups = append(r.groups, h)
 	}
-	before := len(g.data)
-	g.data = journal.AppendEntry(g.data, index, ok, line)
+	if room := cap(g.data) - len(g.data); room < len(entry) {
+		g.data = slices.Grow(g.data, max(len(entry), len(g.data))) // more are going to follow
+	}
+	g.data = append(g.data, entry...)
 	if ok {
 		h.lease.Tally.Completed++
 		h.lease.Tally.Usage.Add(u)
@@ -96,7 +106,7 @@ func (r *recorder) add(h *hold, index int, ok bool, u batch.Usage, line []byte) 
 		r.oldest = time.Now()
 		wake(r.wake)
 	}
-	r.bytes += len(g.data) - before
+	r.bytes += len(entry)
 	if r.bytes >= groupBytes {
 		wake(r.wake)
 	}
@@ -183,8 +193,10 @@ func (r *recorder) run(ctx context.Context, settled func(context.Context, *hold,
 		}
 		groups := make([]batch.Group, len(next.groups))
 		for i, h := range next.groups {
-			groups[i] = batch.Group{Lease: h.lease, Tally: h.lease.Tally, Data: packer.Pack(h.data)}
+			packed := packer.Pack(h.data)
+			groups[i] = batch.Group{Lease: h.lease, Tally: h.lease.Tally, Data: packed}
 			r.reuse(h.data)
+			next.groups[i].data = packed
 		}
 		lost, err := r.record(ctx, groups)
 		if err != nil {
@@ -240,7 +252,7 @@ func (r *recorder) forgotten() error {
 type taken struct {
 	*hold
 	lease batch.Lease
-	data  []byte
+	data  []byte // packed from the moment on that it is on its way
 	n     int
 }
 
@@ -276,16 +288,64 @@ func (r *recorder) collect() (next round, wait time.Duration) {
 	return next, -1
 }
 
-// spareGroups is of how many groups the memory is kept, unless they were larger than most are.
-const spareGroups = 4
+// spareGroups is of how many groups the memory is kept, and spareBytes how much at most.
+const (
+	spareGroups = 4
+	spareBytes  = 2 * pendingBytes
+)
 
 // reuse keeps the memory of a group that is packed.
 func (r *recorder) reuse(data []byte) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if len(r.spare) < spareGroups && cap(data) <= 2*groupBytes {
+	if len(r.spare) < spareGroups && r.spared+cap(data) <= spareBytes {
 		r.spare = append(r.spare, data[:0])
+		r.spared += cap(data)
 	}
+}
+
+// keep keeps a group that is recorded in memory, if it is worth it. r.mu is held.
+func (r *recorder) keep(h *hold, seq int64, group []byte, results int) {
+	if h.released || len(group) < results*largeResult || r.kept+len(group) > keptBytes {
+		return
+	}
+	if h.kept == nil {
+		h.kept = map[int64][]byte{}
+	}
+	h.kept[seq] = group
+	r.kept += len(group)
+}
+
+// release gives up what is kept of h, for good.
+func (r *recorder) release(h *hold) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, group := range h.kept {
+		r.kept -= len(group)
+	}
+	h.kept, h.released = nil, true
+}
+
+// journalOf returns the journal for who reads what is recorded of h.
+func (r *recorder) journalOf(h *hold) journal.Store { return heldJournal{r.store, r, h} }
+
+// A heldJournal is the journal with the groups of one hold that are in memory. Which there are is for
+// the database to say: a group that it has is never changed, but all of them are gone once the segment
+// is sealed, by whomever.
+type heldJournal struct {
+	journal.Store
+	r *recorder
+	h *hold
+}
+
+func (j heldJournal) JournalGroup(ctx context.Context, segment, seq int64) ([]byte, error) {
+	j.r.mu.Lock()
+	group := j.h.kept[seq]
+	j.r.mu.Unlock()
+	if group != nil {
+		return group, nil
+	}
+	return j.Store.JournalGroup(ctx, segment, seq)
 }
 
 // record has the groups recorded, for as long as that takes. It repeats a failed transaction as it
@@ -331,6 +391,7 @@ func (r *recorder) recorded(holds []taken, lost []int64) (gone []*hold) {
 			gone = append(gone, h.hold)
 		} else {
 			h.hold.lease.Seq++
+			r.keep(h.hold, h.hold.lease.Seq, h.data, h.n)
 		}
 	}
 	return gone

@@ -80,7 +80,7 @@ var errUnrecorded = errors.New("there is no result, and the batch is not ending"
 // writeParts writes what is recorded of h to an output and an error part, in the order of lines.
 func (e *Engine) writeParts(ctx context.Context, h *hold, lease batch.Lease) (output, errs batch.Part, err error) {
 	fail := func(err error) (batch.Part, batch.Part, error) { return batch.Part{}, batch.Part{}, err }
-	recorded, err := journal.Read(ctx, e.store, lease.ID, len(h.requests))
+	recorded, err := journal.Read(ctx, e.recorder.journalOf(h), lease.ID, len(h.requests))
 	if err != nil {
 		return fail(err)
 	}

@@ -222,6 +222,7 @@ func (s *Store) once(ctx context.Context, f func(q querier) error) error {
 	if err := tx.Commit(); err != nil {
 		return fmt.Errorf("commit: %w", err)
 	}
+	s.checkpoints.committed()
 	return nil
 }
 
