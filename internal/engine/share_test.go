@@ -76,7 +76,8 @@ func TestProjectsShareByWeight(t *testing.T) {
 					for i, name := range names {
 						got, due := tap.slots(name+" ", start, time.Now())/all, float64(weights[i])/8
 						b.Logf("%s: %.3f of the slots, due %.3f", name, got, due)
-						if tolerance := allowed * due; got < due-tolerance || got > due+tolerance {
+						// With few slots, a call more or less in a minute is more than that.
+						if tolerance := max(allowed*due, 3.8/all); got < due-tolerance || got > due+tolerance {
 							b.Errorf("%s has %.3f of the slots, want %.3f", name, got, due)
 						}
 					}
