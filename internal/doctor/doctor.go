@@ -33,7 +33,7 @@ import (
 	"offpeak/internal/journal"
 )
 
-// Blobs is where the bytes are. See [blob.View].
+// Blobs is where the bytes are. See [blob.View]. Several are asked for at a time.
 type Blobs interface {
 	Open(ctx context.Context, key string, off, n int64) (io.ReadCloser, error)
 	Size(ctx context.Context, key string) (int64, error)

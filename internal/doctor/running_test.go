@@ -6,6 +6,7 @@ import (
 	"iter"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -19,15 +20,12 @@ import (
 // something happens.
 type busyBlobs struct {
 	doctor.Blobs
-	once   bool
+	once   sync.Once
 	happen func()
 }
 
 func (b *busyBlobs) Size(ctx context.Context, key string) (int64, error) {
-	if !b.once {
-		b.once = true
-		b.happen()
-	}
+	b.once.Do(b.happen)
 	return b.Blobs.Size(ctx, key)
 }
 

@@ -79,6 +79,9 @@ type request struct {
 	failedAt *site     // where its last call went wrong
 }
 
+// claimAgain is how long no claim is tried after one that failed.
+const claimAgain = 250 * time.Millisecond
+
 // claimAll claims segments while their lanes have room, and ends what is ending.
 func (e *Engine) claimAll(ctx context.Context) {
 	tick := time.NewTicker(e.cfg.poll)
@@ -94,12 +97,15 @@ func (e *Engine) claimAll(ctx context.Context) {
 		if ctx.Err() == nil {
 			e.outages.claim.Note(err)
 		}
-		woken := e.wakeClaim
-		if err != nil {
-			woken = nil // whoever has an answer wakes us, and it would be as much in vain for each
+		if err != nil { // each answer wakes us, and it would be as much in vain
+			select {
+			case <-time.After(claimAgain):
+			case <-ctx.Done():
+				return
+			}
 		}
 		select {
-		case <-woken:
+		case <-e.wakeClaim:
 		case <-tick.C:
 		case <-ctx.Done():
 			return
