@@ -172,7 +172,7 @@ func newServer(c Config) *server {
 	}
 	return &server{
 		Config: c, limits: newLimits(c.MaxTransfers), keys: keyring{projects: map[[32]byte]string{}},
-		away: outage.New(c.Log, slog.LevelWarn, "requests are put off, since the database or the blobs are away"),
+		away: outage.New(c.Log, slog.LevelWarn, "answer requests; clients are told to come again, since the database or the blobs are away"),
 	}
 }
 

@@ -515,8 +515,8 @@ func TestWorkSpreads(t *testing.T) {
 // TestUpstreamAwayFromOneNode cuts one node off from its upstream. The others do its work before
 // long, and it does its part again when the upstream is back.
 func TestUpstreamAwayFromOneNode(t *testing.T) {
-	for i, how := range []string{"refused", "throttled"} {
-		if sparing(i, 2) {
+	for i, how := range []string{"refused", "throttled", "failing"} {
+		if sparing(i, 3) {
 			continue
 		}
 		t.Run(how, func(t *testing.T) {
@@ -525,15 +525,27 @@ func TestUpstreamAwayFromOneNode(t *testing.T) {
 				id := b.run(text)
 				time.Sleep(5 * time.Second)
 				back := func() { m[0].up.away.Store(false) }
-				if how == "refused" {
+				switch how {
+				case "refused":
 					m[0].up.away.Store(true)
-				} else {
+				case "throttled":
 					back = m[0].up.refuse(429)
+				case "failing":
+					back = m[0].up.refuse(500)
 				}
 				start := time.Now()
+				died := int64(0) // owners of a segment, as far as is remembered
+				for !b.look(id).Status.Terminal() && time.Since(start) < 10*time.Minute {
+					died = max(died, query[int64](b, "SELECT max(deaths) FROM segments")[0])
+					time.Sleep(200 * time.Millisecond)
+				}
 				b.want(b.ends(id), batch.Completed, 400, 400, 0)
 				if took := time.Since(start); took > 100*time.Second {
 					b.Errorf("with one of two upstreams away, the batch took %v", took)
+				}
+				// Of requests that failed it is passed on that they may be to blame, and of others it is not.
+				if (died > 0) != (how == "failing") {
+					b.Errorf("segments have seen %d deaths", died)
 				}
 				for name := range b.nodes("dead") {
 					if strings.HasPrefix(name, "node") {
@@ -624,7 +636,13 @@ func TestBlobsAwayFromOneNode(t *testing.T) {
 		}
 		b.wantCalls(text, 1)
 		start = time.Now()
+		taken := m[0].faults.counts()
 		b.want(b.ends(b.run(chat(40))), batch.Completed, 40, 40, 0)
+		for _, op := range []string{"Claim", "ClaimValidating"} {
+			if n := m[0].faults.counts()[op] - taken[op]; n > 0 {
+				b.Errorf("while it is cut off, the node asks %d times for work (%s)", n, op)
+			}
+		}
 		if took := time.Since(start); took > 15*time.Second {
 			b.Errorf("with one of two nodes cut off, a batch of 40 took %v", took)
 		}

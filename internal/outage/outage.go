@@ -10,6 +10,7 @@ package outage
 import (
 	"context"
 	"log/slog"
+	"strings"
 	"sync"
 	"time"
 )
@@ -30,7 +31,8 @@ type Log struct {
 	open   bool      // a failure was logged, and not that it is over
 }
 
-// New returns a Log of what is done, in the words of a log line. Failures have the given level.
+// New returns a Log of what is done, in the words of a log line, and behind a semicolon what follows if
+// that fails. Failures have the given level.
 func New(log *slog.Logger, level slog.Level, what string) *Log {
 	return &Log{log: log, level: level, what: what}
 }
@@ -64,7 +66,8 @@ func (l *Log) Note(err error, args ...any) {
 // the failures are.
 func (l *Log) worked() {
 	if l.open {
-		l.log.Info(l.what+": works again", "failures", l.failed, "after", time.Since(l.since).Round(time.Millisecond))
+		what, _, _ := strings.Cut(l.what, ";")
+		l.log.Info(what+": works again", "failures", l.failed, "after", time.Since(l.since).Round(time.Millisecond))
 		l.open = false
 	}
 	l.failed = 0

@@ -24,7 +24,7 @@ func lines(t *testing.T, f func(l *outage.Log)) string {
 				}
 				return a
 			},
-		})), slog.LevelWarn, "do it"))
+		})), slog.LevelWarn, "do it; else wait"))
 	})
 	return out.String()
 }
@@ -46,11 +46,11 @@ func TestOutage(t *testing.T) {
 		l.Note(errAway)
 		l.Note(nil)
 	})
-	want := `level=WARN msg="do it" node=a err=away
-level=WARN msg="do it" node=a err=away failures=201 for=10s
-level=WARN msg="do it" node=a err=away failures=401 for=20s
+	want := `level=WARN msg="do it; else wait" node=a err=away
+level=WARN msg="do it; else wait" node=a err=away failures=201 for=10s
+level=WARN msg="do it; else wait" node=a err=away failures=401 for=20s
 level=INFO msg="do it: works again" failures=500 after=25s
-level=WARN msg="do it" err=away
+level=WARN msg="do it; else wait" err=away
 level=INFO msg="do it: works again" failures=1 after=0s
 `
 	if got != want {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/url"
 	"strings"
 	"sync"
 	"testing"
@@ -137,6 +138,48 @@ func TestSilentPostgres(t *testing.T) {
 		if err := call.do(); err != nil {
 			t.Errorf("%s of a server that is back: %v", call.name, err)
 		}
+	}
+}
+
+// TestHeartbeatFindsPrimary: where several hosts say nothing, a heartbeat reaches the one that does before
+// it is given up, whatever the DSN says of patience.
+func TestHeartbeatFindsPrimary(t *testing.T) {
+	dsn := pgtest.Get(t).TCP(storetest.Postgres(t))
+	var silent []string
+	for range 3 {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		silent = append(silent, l.Addr().String())
+	}
+	u, err := url.Parse(dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	q := u.Query()
+	q.Set("connect_timeout", "10")
+	u.Host, u.RawQuery = u.Host+","+strings.Join(silent, ","), q.Encode() // the server first, so that there is a store soon
+	s, err := store.Connect(t.Context(), u.String(), store.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	node, err := s.Join(t.Context(), "node")
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.Host = strings.Join(silent, ",") + "," + strings.Split(u.Host, ",")[0]
+	beat, err := store.ConnectLazily(u.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer beat.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second) // as the engine has it
+	defer cancel()
+	if _, err := beat.Heartbeat(ctx, node); err != nil {
+		t.Errorf("a heartbeat does not find the server behind %d that say nothing: %v", len(silent), err)
 	}
 }
 

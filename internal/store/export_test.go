@@ -68,6 +68,14 @@ func connect(ctx context.Context, d dialect, dsn string, o Options) (*Store, err
 	return s, nil
 }
 
+// ConnectLazily opens PostgreSQL without a look at it.
+func ConnectLazily(dsn string) (*Store, error) {
+	s := newStore(postgresDialect, Options{})
+	var err error
+	s.pools, err = s.d.open(dsn)
+	return s, err
+}
+
 // ConnectExplained connects to PostgreSQL and has every statement explained before it is run, as it is
 // about to be run and as it is once it has been prepared for whatever arguments; explain is given the
 // text and the plan in JSON.

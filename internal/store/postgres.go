@@ -108,9 +108,28 @@ func openLimited(dsn string, l limits, wrap func(driver.Connector) driver.Connec
 		db.SetConnMaxLifetime(30 * time.Minute) // a pooler or a balancer may send us elsewhere
 		return db
 	}
-	p = pools{write: pool(8, l), read: pool(4, l), beat: pool(1, l), slow: pool(3, limits{})}
+	p = pools{write: pool(8, l), read: pool(4, l), slow: pool(3, limits{})}
+	// A heartbeat is given up after a few seconds. However many hosts say nothing, the last is reached
+	// before that.
+	c.ConnectTimeout = min(c.ConnectTimeout, beatConnect/time.Duration(len(hostsOf(c))))
+	p.beat = pool(1, l)
 	p.slow.SetMaxIdleConns(1) // a migration takes three, and comes once
 	return p, nil
+}
+
+// beatConnect is how long it may take a heartbeat to be let in by one of the hosts: less than is waited
+// for its answer.
+const beatConnect = 4 * time.Second
+
+// hostsOf returns the hosts of a DSN, with their ports.
+func hostsOf(c *pgx.ConnConfig) []string {
+	hosts := []string{net.JoinHostPort(c.Host, strconv.Itoa(int(c.Port)))}
+	for _, f := range c.Fallbacks { // one host may be there twice, with and without TLS
+		if h := net.JoinHostPort(f.Host, strconv.Itoa(int(f.Port))); !slices.Contains(hosts, h) {
+			hosts = append(hosts, h)
+		}
+	}
+	return hosts
 }
 
 // dial connects so that a host which vanishes is noticed: while it owes an answer, and while it owes
@@ -357,11 +376,5 @@ func Describe(dsn string) string {
 	if err != nil {
 		return "postgres://…"
 	}
-	hosts := []string{net.JoinHostPort(c.Host, strconv.Itoa(int(c.Port)))}
-	for _, f := range c.Fallbacks { // one host may be there twice, with and without TLS
-		if h := net.JoinHostPort(f.Host, strconv.Itoa(int(f.Port))); !slices.Contains(hosts, h) {
-			hosts = append(hosts, h)
-		}
-	}
-	return fmt.Sprintf("postgres://%s@%s/%s", c.User, strings.Join(hosts, ","), c.Database)
+	return fmt.Sprintf("postgres://%s@%s/%s", c.User, strings.Join(hostsOf(c), ","), c.Database)
 }
