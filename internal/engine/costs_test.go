@@ -62,7 +62,7 @@ func TestCosts(t *testing.T) {
 // TestCostsOfEmbeddings bounds the same for answers of many numbers, which are large: the journal takes
 // hardly more than half of them, and none of it is read back.
 func TestCostsOfEmbeddings(t *testing.T) {
-	const few, many = 300, 700 // all of which have room in memory
+	const few, many = 200, 600 // all of which have room in memory
 	body := []byte(`{"object":"list","data":[{"object":"embedding","index":0,"embedding":[0.5`)
 	r := rand.New(rand.NewPCG(1, 2))
 	for range 3071 {

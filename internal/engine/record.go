@@ -60,7 +60,7 @@ const (
 	pendingBytes = 4 << 20
 	// keptBytes bounds the groups that are kept in memory after they were recorded, until their segment
 	// is sealed, so that they need not be read again. Those with few results for their size are worth it.
-	keptBytes   = 16 << 20
+	keptBytes   = 12 << 20
 	largeResult = 2 << 10
 )
 
@@ -288,17 +288,14 @@ func (r *recorder) collect() (next round, wait time.Duration) {
 	return next, -1
 }
 
-// spareGroups is of how many groups the memory is kept, and spareBytes how much at most.
-const (
-	spareGroups = 4
-	spareBytes  = 2 * pendingBytes
-)
+// spareGroups is of how many groups the memory is kept, and pendingBytes how much at most.
+const spareGroups = 4
 
 // reuse keeps the memory of a group that is packed.
 func (r *recorder) reuse(data []byte) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if len(r.spare) < spareGroups && r.spared+cap(data) <= spareBytes {
+	if len(r.spare) < spareGroups && r.spared+cap(data) <= pendingBytes {
 		r.spare = append(r.spare, data[:0])
 		r.spared += cap(data)
 	}
