@@ -124,19 +124,19 @@ func appendQuoted(dst []byte, text string) []byte {
 	return dst
 }
 
-// appendOneLine appends the JSON value raw so that it fits on one line: as it is, unless it is
+// oneLine returns the JSON value raw so that it fits on one line: as it is, unless it is
 // pretty-printed. Only white space between tokens goes.
-func appendOneLine(dst, raw []byte) []byte {
+func oneLine(raw []byte) []byte {
 	raw = bytes.TrimSpace(raw)
 	if bytes.IndexByte(raw, '\n') < 0 && bytes.IndexByte(raw, '\r') < 0 {
-		return append(dst, raw...)
+		return raw
 	}
 	v := jsontext.Value(bytes.Clone(raw))
 	if err := v.Compact(); err != nil {
 		// Not JSON, which the caller should have checked. A line must be one line all the same.
 		v = bytes.ReplaceAll(bytes.ReplaceAll(raw, []byte("\n"), []byte(" ")), []byte("\r"), []byte(" "))
 	}
-	return append(dst, v...)
+	return v
 }
 
 // kindName names the kind of a JSON value as the API's errors do.
