@@ -355,7 +355,7 @@ func TestRequestID(t *testing.T) {
 	drawn := map[string]bool{}
 	for _, id = range []string{"", "", strings.Repeat("x", maxRequestID+1)} {
 		a := c.Call(t.Context(), chat, nil)
-		if len(a.RequestID) != 22 || drawn[a.RequestID] {
+		if len(a.RequestID) != 32 || drawn[a.RequestID] {
 			t.Errorf("upstream's id of %d characters: got %q, want a new one of ours", len(id), a.RequestID)
 		}
 		drawn[a.RequestID] = true
