@@ -44,9 +44,9 @@ type hold struct {
 	cancel   context.CancelCauseFunc
 
 	// Guarded by recorder.mu, as only recording changes them.
-	lease batch.Lease
-	group *group
-	lost  bool // to another node
+	lease  batch.Lease
+	groups []*group // to be recorded, oldest first
+	lost   bool     // to another node
 
 	// Guarded by Engine.mu.
 	queue    *queue

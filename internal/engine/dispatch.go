@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"offpeak/internal/batch"
+	"offpeak/internal/journal"
 	"offpeak/internal/sched"
 	"offpeak/internal/upstream"
 )
@@ -25,7 +26,12 @@ func (e *Engine) work(s *site, c *call) {
 		}
 		a := caller.Call(c.ctx, c.lane.Endpoint, c.request().Body)
 		meter.call(a.Class, time.Since(start))
-		if r, final := e.settle(s, c, a); final {
+		switch r, final := e.settle(s, c, a); {
+		case !final:
+		case len(r.Body) > largeBody:
+			e.recorder.addPacked(c.hold, r.OK(), r.Usage, packLarge(c, r))
+			e.metrics.result(r)
+		default:
 			line = r.AppendLine(line[:0], c.lease.BatchID, c.request().Request)
 			e.recorder.add(c.hold, int(c.i), r.OK(), r.Usage, line)
 			e.metrics.result(r)
@@ -35,6 +41,18 @@ func (e *Engine) work(s *site, c *call) {
 		}
 		caller.Release()
 	}
+}
+
+// largeBody is above how many bytes a result is recorded in a group of its own: each copy of its line
+// would take as much as the answer.
+const largeBody = 1 << 20
+
+// packLarge makes a group of the result of c, without a copy of its body.
+func packLarge(c *call, r batch.Result) []byte {
+	packer := journal.NewPacker(groupBytes)
+	defer packer.Close()
+	start, body, end := r.Line(nil, c.lease.BatchID, c.request().Request)
+	return packer.PackLarge(int(c.i), r.OK(), start, body, []byte(end))
 }
 
 // next ends the worker's last call and returns its next one, or nil when it is to end.

@@ -31,7 +31,7 @@ type recorder struct {
 
 	mu       sync.Mutex
 	space    sync.Cond
-	groups   []*hold // with something to record
+	groups   []*hold // with groups to record
 	finished []*hold // of which nothing more comes
 	bytes    int     // in groups
 	oldest   time.Time
@@ -42,10 +42,12 @@ type recorder struct {
 	spare    [][]byte        // memory of groups that are packed, for the next ones
 }
 
-// A group is what is to be recorded of one hold next.
+// A group is what is to be recorded of one hold in one transaction.
 type group struct {
-	data []byte
-	n    int
+	data   []byte
+	n      int
+	packed bool        // data is; nothing is added to it
+	tally  batch.Tally // of the hold, with this group
 }
 
 const (
@@ -66,23 +68,62 @@ func newRecorder(s journals, log *slog.Logger, m *Metrics) *recorder {
 func (r *recorder) add(h *hold, index int, ok bool, u batch.Usage, line []byte) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for r.bytes > pendingBytes && !r.hurried {
-		r.space.Wait()
-	}
-	if h.lost {
+	if !r.room(h) {
 		return
 	}
-	g := h.group
-	if g == nil {
-		g = &group{}
+	g := h.lastGroup()
+	if g == nil || g.packed {
+		g = r.newGroup(h)
 		if last := len(r.spare) - 1; last >= 0 {
 			g.data, r.spare = r.spare[last], r.spare[:last]
 		}
-		h.group = g
-		r.groups = append(r.groups, h)
 	}
 	before := len(g.data)
 	g.data = journal.AppendEntry(g.data, index, ok, line)
+	r.added(h, g, ok, u, len(g.data)-before)
+}
+
+// addPacked is add of a result that is packed already, as a group of its own. A large one is packed by
+// the worker that has it: others are recorded meanwhile, and it is in memory once less.
+func (r *recorder) addPacked(h *hold, ok bool, u batch.Usage, data []byte) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.room(h) {
+		return
+	}
+	g := r.newGroup(h)
+	g.data, g.packed = data, true
+	r.added(h, g, ok, u, len(data))
+}
+
+// room waits until there is room for a result, and reports whether it is to be recorded. r.mu is held.
+func (r *recorder) room(h *hold) bool {
+	for r.bytes > pendingBytes && !r.hurried {
+		r.space.Wait()
+	}
+	return !h.lost
+}
+
+// lastGroup returns the group that h was given last, if it is still to be recorded.
+func (h *hold) lastGroup() *group {
+	if len(h.groups) == 0 {
+		return nil
+	}
+	return h.groups[len(h.groups)-1]
+}
+
+// newGroup gives h another group. r.mu is held.
+func (r *recorder) newGroup(h *hold) *group {
+	if len(h.groups) == 0 {
+		r.groups = append(r.groups, h)
+	}
+	g := &group{}
+	h.groups = append(h.groups, g)
+	return g
+}
+
+// added counts a result that has been added to the last group of h. r.mu is held.
+func (r *recorder) added(h *hold, g *group, ok bool, u batch.Usage, size int) {
 	if ok {
 		h.lease.Tally.Completed++
 		h.lease.Tally.Usage.Add(u)
@@ -90,12 +131,12 @@ func (r *recorder) add(h *hold, index int, ok bool, u batch.Usage, line []byte) 
 		h.lease.Tally.Failed++
 	}
 	g.n++
+	g.tally = h.lease.Tally
 	if r.bytes == 0 {
 		r.oldest = time.Now()
 		wake(r.wake)
 	}
-	r.bytes += len(g.data) - before
-	if r.bytes >= groupBytes {
+	if r.bytes += size; r.bytes >= groupBytes {
 		wake(r.wake)
 	}
 }
@@ -181,8 +222,11 @@ func (r *recorder) run(ctx context.Context, settled func(context.Context, *hold,
 		}
 		groups := make([]batch.Group, len(next.groups))
 		for i, h := range next.groups {
-			groups[i] = batch.Group{Lease: h.lease, Tally: h.lease.Tally, Data: packer.Pack(h.data)}
-			r.reuse(h.data)
+			groups[i] = batch.Group{Lease: h.lease, Tally: h.lease.Tally, Data: h.data}
+			if !h.packed {
+				groups[i].Data = packer.Pack(h.data)
+				r.reuse(h.data)
+			}
 		}
 		lost, err := r.record(ctx, groups)
 		if err != nil {
@@ -205,12 +249,12 @@ func (r *recorder) run(ctx context.Context, settled func(context.Context, *hold,
 	}
 }
 
-// taken is the group of a hold on its way to the store, with the lease as it was at that moment.
+// taken is a group of a hold on its way to the store, with the lease as it was at that moment, but for
+// its tally, which is that with the group.
 type taken struct {
 	*hold
+	*group
 	lease batch.Lease
-	data  []byte
-	n     int
 }
 
 // A round is what is recorded in one transaction, and who waits for that.
@@ -233,14 +277,37 @@ func (r *recorder) collect() (next round, wait time.Duration) {
 			return round{}, groupDelay - age
 		}
 	}
-	next = round{finished: r.finished, flushes: r.flushes, closed: r.closed}
+	next.closed = r.closed
+	left, bytes := r.groups[:0], 0
 	for _, h := range r.groups {
-		if !h.lost { // else its segment may be in another hold by now
-			next.groups = append(next.groups, taken{h, h.lease, h.group.data, h.group.n})
+		if h.lost { // its segment may be in another hold by now
+			h.groups = nil
+			continue
 		}
-		h.group = nil
+		t := taken{h, h.groups[0], h.lease}
+		t.lease.Tally = t.group.tally
+		next.groups = append(next.groups, t)
+		if h.groups = h.groups[1:]; len(h.groups) > 0 {
+			left = append(left, h)
+			for _, g := range h.groups {
+				bytes += len(g.data)
+			}
+		}
 	}
-	r.groups, r.finished, r.flushes, r.urgent, r.bytes = nil, nil, nil, false, 0
+	clear(r.groups[len(left):])
+	r.groups, r.bytes, r.urgent = left, bytes, len(left) > 0
+	if len(left) == 0 {
+		next.flushes, r.flushes = r.flushes, nil
+	}
+	waiting := r.finished
+	r.finished = nil
+	for _, h := range waiting {
+		if len(h.groups) > 0 {
+			r.finished = append(r.finished, h)
+		} else {
+			next.finished = append(next.finished, h)
+		}
+	}
 	r.space.Broadcast()
 	return next, -1
 }

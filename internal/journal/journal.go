@@ -31,14 +31,18 @@ const (
 
 // AppendEntry appends the entry of one result to the data of a group.
 func AppendEntry(dst []byte, index int, ok bool, line []byte) []byte {
+	return append(appendHead(dst, index, ok, len(line)), line...)
+}
+
+// appendHead appends what stands in front of a line of so many bytes.
+func appendHead(dst []byte, index int, ok bool, size int) []byte {
 	dst = binary.AppendUvarint(dst, uint64(index))
 	if ok {
 		dst = append(dst, 1)
 	} else {
 		dst = append(dst, 0)
 	}
-	dst = binary.AppendUvarint(dst, uint64(len(line)))
-	return append(dst, line...)
+	return binary.AppendUvarint(dst, uint64(size))
 }
 
 // An Entry is one result in the data of a group.
@@ -103,7 +107,10 @@ func (p *Packer) Pack(data []byte) []byte {
 }
 
 // An Unpacker is the reverse of a Packer. It is not safe for concurrent use.
-type Unpacker struct{ dec *zstd.Decoder }
+type Unpacker struct {
+	dec    *zstd.Decoder
+	stream *zstd.Decoder // for groups that are read piece by piece; nil until there is one
+}
 
 // NewUnpacker returns an unpacker.
 func NewUnpacker() *Unpacker {
@@ -111,11 +118,16 @@ func NewUnpacker() *Unpacker {
 	if err != nil {
 		panic(err) // of the options, which are constant
 	}
-	return &Unpacker{dec}
+	return &Unpacker{dec: dec}
 }
 
 // Close gives the unpacker's memory back.
-func (u *Unpacker) Close() { u.dec.Close() }
+func (u *Unpacker) Close() {
+	u.dec.Close()
+	if u.stream != nil {
+		u.stream.Close()
+	}
+}
 
 // maxGroup bounds what a group may unpack to, so that a damaged one does not claim all the memory
 // there is. A group that was packed is smaller: it has few answers, and those are bounded.
@@ -203,7 +215,15 @@ func Read(ctx context.Context, s Store, segment int64, n int) (*Record, error) {
 }
 
 func (r *Record) index(ctx context.Context, group int32) error {
-	data, err := r.load(ctx, group)
+	packed, err := r.store.JournalGroup(ctx, r.segment, r.seqs[group])
+	if err != nil {
+		return err
+	}
+	if r.unpack.isLarge(packed) {
+		r.cache = nil
+		return r.indexLarge(packed, group)
+	}
+	data, err := r.unpack.Unpack(packed)
 	if err != nil {
 		return err
 	}
@@ -211,10 +231,9 @@ func (r *Record) index(ctx context.Context, group int32) error {
 		if err != nil {
 			return err
 		}
-		if e.Index >= len(r.places) {
-			return errDamaged
+		if err := r.note(e, len(e.Line), group); err != nil {
+			return err
 		}
-		r.places[e.Index] = place{group: group, offset: e.Offset, size: len(e.Line), ok: e.OK}
 	}
 	if r.cached += len(data); r.cached > cacheBytes {
 		r.cache = nil
@@ -225,8 +244,20 @@ func (r *Record) index(ctx context.Context, group int32) error {
 	return nil
 }
 
+// note notes where a line of so many bytes stands.
+func (r *Record) note(e Entry, size int, group int32) error {
+	if e.Index >= len(r.places) {
+		return errDamaged
+	}
+	r.places[e.Index] = place{group: group, offset: e.Offset, size: size, ok: e.OK}
+	return nil
+}
+
 // Has reports whether the request with the index has a result.
 func (r *Record) Has(i int) bool { return r.places[i].size > 0 }
+
+// OK reports whether the request with the index succeeded.
+func (r *Record) OK(i int) bool { return r.places[i].ok }
 
 // Line returns the finished line of the request with the index, and whether it succeeded. The line
 // is valid until the next call. Lines are meant to be asked for in the order of requests.
