@@ -75,8 +75,9 @@ func costsOf(t *testing.T, n int) (c costs) {
 		if b.blobs, err = blob.Open(filepath.Join(b.dir, "blobs")); err != nil {
 			t.Fatal(err)
 		}
+		const body = `{"id":"chatcmpl-1","object":"chat.completion","created":1789000000,"model":"m","choices":[{"index":0,"message":{"role":"assistant","content":"The answer to this question is forty-two, as everybody knows who has read the book."},"finish_reason":"stop"}],"usage":{"prompt_tokens":31,"completion_tokens":18,"total_tokens":49}}`
 		u, err := upstream.New(upstream.Config{
-			URL: "http://host", Models: []string{"m"}, MaxInFlight: 64, MetricsURL: upstream.NoMetrics, Dialer: instantDialer{},
+			URL: "http://host", Models: []string{"m"}, MaxInFlight: 64, MetricsURL: upstream.NoMetrics, Dialer: answering([]byte(body)),
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -107,12 +108,16 @@ func costsOf(t *testing.T, n int) (c costs) {
 	return c
 }
 
-// An instantDialer connects to an upstream that answers before it is asked.
-type instantDialer struct{}
+// An instantDialer connects to an upstream that gives this answer before it is asked.
+type instantDialer []byte
 
-func (instantDialer) DialContext(context.Context, string, string) (net.Conn, error) {
-	const body = `{"id":"chatcmpl-1","object":"chat.completion","created":1789000000,"model":"m","choices":[{"index":0,"message":{"role":"assistant","content":"The answer to this question is forty-two, as everybody knows who has read the book."},"finish_reason":"stop"}],"usage":{"prompt_tokens":31,"completion_tokens":18,"total_tokens":49}}`
-	return &instant{answer: fmt.Appendf(nil, "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", len(body), body)}, nil
+// answering returns a dialer for a body.
+func answering(body []byte) instantDialer {
+	return fmt.Appendf(nil, "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
+}
+
+func (d instantDialer) DialContext(context.Context, string, string) (net.Conn, error) {
+	return &instant{answer: d}, nil
 }
 
 type instant struct {

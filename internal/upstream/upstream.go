@@ -292,8 +292,8 @@ func (c *Caller) read(ctx context.Context, deadline time.Time, h head) error {
 		}
 		upTo := min(step.upTo, most+1)
 		room := 0
-		if h.length > have && h.length <= upTo {
-			room = int(h.length-have) + bytes.MinRead // ReadFrom wants room for one read more to see the end
+		if h.length > have {
+			room = int(min(h.length, upTo)-have) + bytes.MinRead // ReadFrom wants room for one read more to see the end
 		}
 		if step.turns == c.up.large {
 			c.enlarge(int(have) + room)
