@@ -29,7 +29,7 @@ func (e *Engine) work(s *site, c *call) {
 		switch r, final := e.settle(s, c, a); {
 		case !final:
 		case len(r.Body) > largeBody:
-			e.recorder.addPacked(c.hold, r.OK(), r.Usage, packLarge(c, r))
+			e.addLarge(c, r)
 			e.metrics.result(r)
 		default:
 			line = r.AppendLine(line[:0], c.lease.BatchID, c.request().Request)
@@ -43,16 +43,19 @@ func (e *Engine) work(s *site, c *call) {
 	}
 }
 
-// largeBody is above how many bytes a result is recorded in a group of its own: each copy of its line
+// largeBody is above how many bytes a result is recorded in groups of its own: each copy of its line
 // would take as much as the answer.
 const largeBody = 1 << 20
 
-// packLarge makes a group of the result of c, without a copy of its body.
-func packLarge(c *call, r batch.Result) []byte {
+// addLarge has a large result recorded, without a copy of it. The worker packs it itself, so that others
+// are recorded meanwhile.
+func (e *Engine) addLarge(c *call, r batch.Result) {
 	packer := journal.NewPacker(groupBytes)
 	defer packer.Close()
 	start, body, end := r.Line(nil, c.lease.BatchID, c.request().Request)
-	return packer.PackLarge(int(c.i), r.OK(), start, body, []byte(end))
+	for group, last := range packer.Groups(int(c.i), r.OK(), start, body, []byte(end)) {
+		e.recorder.addPacked(c.hold, r.OK(), r.Usage, group, last)
+	}
 }
 
 // next ends the worker's last call and returns its next one, or nil when it is to end.

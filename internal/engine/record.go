@@ -80,12 +80,13 @@ func (r *recorder) add(h *hold, index int, ok bool, u batch.Usage, line []byte) 
 	}
 	before := len(g.data)
 	g.data = journal.AppendEntry(g.data, index, ok, line)
-	r.added(h, g, ok, u, len(g.data)-before)
+	r.count(h, g, ok, u)
+	r.added(len(g.data) - before)
 }
 
-// addPacked is add of a result that is packed already, as a group of its own. A large one is packed by
-// the worker that has it: others are recorded meanwhile, and it is in memory once less.
-func (r *recorder) addPacked(h *hold, ok bool, u batch.Usage, data []byte) {
+// addPacked is add of a result that is packed already, in one or more groups. The result counts with the
+// last of them.
+func (r *recorder) addPacked(h *hold, ok bool, u batch.Usage, data []byte, last bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if !r.room(h) {
@@ -93,7 +94,10 @@ func (r *recorder) addPacked(h *hold, ok bool, u batch.Usage, data []byte) {
 	}
 	g := r.newGroup(h)
 	g.data, g.packed = data, true
-	r.added(h, g, ok, u, len(data))
+	if last {
+		r.count(h, g, ok, u)
+	}
+	r.added(len(data))
 }
 
 // room waits until there is room for a result, and reports whether it is to be recorded. r.mu is held.
@@ -117,13 +121,13 @@ func (r *recorder) newGroup(h *hold) *group {
 	if len(h.groups) == 0 {
 		r.groups = append(r.groups, h)
 	}
-	g := &group{}
+	g := &group{tally: h.lease.Tally}
 	h.groups = append(h.groups, g)
 	return g
 }
 
-// added counts a result that has been added to the last group of h. r.mu is held.
-func (r *recorder) added(h *hold, g *group, ok bool, u batch.Usage, size int) {
+// count counts a result that the last group of h has. r.mu is held.
+func (r *recorder) count(h *hold, g *group, ok bool, u batch.Usage) {
 	if ok {
 		h.lease.Tally.Completed++
 		h.lease.Tally.Usage.Add(u)
@@ -132,11 +136,15 @@ func (r *recorder) added(h *hold, g *group, ok bool, u batch.Usage, size int) {
 	}
 	g.n++
 	g.tally = h.lease.Tally
+}
+
+// added notes that so many bytes more wait to be recorded. r.mu is held.
+func (r *recorder) added(n int) {
 	if r.bytes == 0 {
 		r.oldest = time.Now()
 		wake(r.wake)
 	}
-	if r.bytes += size; r.bytes >= groupBytes {
+	if r.bytes += n; r.bytes >= groupBytes {
 		wake(r.wake)
 	}
 }

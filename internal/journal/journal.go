@@ -9,10 +9,13 @@
 //	uvarint  length
 //	bytes    the finished line of the output or error file
 //
+// A line that is large stands in several groups, each with a piece of it and nothing else: see pieces.go.
+//
 // Every version that may work on one database reads every format that the others write.
 package journal
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -27,22 +30,27 @@ import (
 const (
 	formatPlain byte = iota
 	formatZstd
+	// formatPiece is added to the format of a group that has a piece of a line.
+	formatPiece byte = 0x80
+)
+
+// The bits of an entry's second field.
+const (
+	entryOK    byte = 1
+	entryMore  byte = 4 // it is a piece, and others follow
+	entryPiece byte = 8 // it is a piece
 )
 
 // AppendEntry appends the entry of one result to the data of a group.
 func AppendEntry(dst []byte, index int, ok bool, line []byte) []byte {
-	return append(appendHead(dst, index, ok, len(line)), line...)
-}
-
-// appendHead appends what stands in front of a line of so many bytes.
-func appendHead(dst []byte, index int, ok bool, size int) []byte {
 	dst = binary.AppendUvarint(dst, uint64(index))
 	if ok {
-		dst = append(dst, 1)
+		dst = append(dst, entryOK)
 	} else {
 		dst = append(dst, 0)
 	}
-	return binary.AppendUvarint(dst, uint64(size))
+	dst = binary.AppendUvarint(dst, uint64(len(line)))
+	return append(dst, line...)
 }
 
 // An Entry is one result in the data of a group.
@@ -51,6 +59,11 @@ type Entry struct {
 	OK     bool
 	Offset int    // of Line in the data
 	Line   []byte // points into the data
+	// Of a piece, see Piece.
+	At   int  // of Line in the whole line
+	More bool // others follow
+
+	piece bool
 }
 
 var errDamaged = errors.New("damaged group")
@@ -64,8 +77,17 @@ func Entries(data []byte) iter.Seq2[Entry, error] {
 				yield(Entry{}, errDamaged)
 				return
 			}
-			e := Entry{Index: int(index), OK: rest[k] == 1}
+			flags := rest[k]
+			e := Entry{Index: int(index), OK: flags&entryOK != 0, More: flags&entryMore != 0, piece: flags&entryPiece != 0}
 			rest = rest[k+1:]
+			if e.piece {
+				at, k := binary.Uvarint(rest)
+				if k <= 0 || at > maxLine {
+					yield(Entry{}, errDamaged)
+					return
+				}
+				e.At, rest = int(at), rest[k:]
+			}
 			size, k := binary.Uvarint(rest)
 			if k <= 0 || size == 0 || size > uint64(len(rest)-k) {
 				yield(Entry{}, errDamaged)
@@ -108,8 +130,8 @@ func (p *Packer) Pack(data []byte) []byte {
 
 // An Unpacker is the reverse of a Packer. It is not safe for concurrent use.
 type Unpacker struct {
-	dec    *zstd.Decoder
-	stream *zstd.Decoder // for groups that are read piece by piece; nil until there is one
+	dec   *zstd.Decoder
+	piece []byte // memory for groups with a piece of a line
 }
 
 // NewUnpacker returns an unpacker.
@@ -122,12 +144,7 @@ func NewUnpacker() *Unpacker {
 }
 
 // Close gives the unpacker's memory back.
-func (u *Unpacker) Close() {
-	u.dec.Close()
-	if u.stream != nil {
-		u.stream.Close()
-	}
-}
+func (u *Unpacker) Close() { u.dec.Close() }
 
 // maxGroup bounds what a group may unpack to, so that a damaged one does not claim all the memory
 // there is. A group that was packed is smaller: it has few answers, and those are bounded.
@@ -136,12 +153,13 @@ const maxGroup = 1 << 30
 // smallGroup bounds what a group holds whose size zstd does not write down.
 const smallGroup = 1 << 10
 
-// Unpack returns the data of a group. It may point into the group.
+// Unpack returns the data of a group. It may point into the group, and with a piece of a line it is valid
+// until the next call.
 func (u *Unpacker) Unpack(group []byte) ([]byte, error) {
 	if len(group) == 0 {
 		return nil, errDamaged
 	}
-	switch group[0] {
+	switch group[0] &^ formatPiece {
 	case formatPlain:
 		return group[1:], nil
 	case formatZstd:
@@ -154,7 +172,11 @@ func (u *Unpacker) Unpack(group []byte) ([]byte, error) {
 		if !h.HasFCS {
 			size = smallGroup
 		}
-		return u.dec.DecodeAll(group[1:], make([]byte, 0, size))
+		if group[0]&formatPiece == 0 {
+			return u.dec.DecodeAll(group[1:], make([]byte, 0, size))
+		}
+		u.piece = slices.Grow(u.piece[:0], int(size))
+		return u.dec.DecodeAll(group[1:], u.piece[:0:size])
 	}
 	return nil, fmt.Errorf("group format %d is of a newer version", group[0])
 }
@@ -163,7 +185,7 @@ func (u *Unpacker) Unpack(group []byte) ([]byte, error) {
 type Store interface {
 	// JournalSeqs lists the groups of a segment, oldest first.
 	JournalSeqs(ctx context.Context, segment int64) ([]int64, error)
-	JournalGroup(ctx context.Context, segment, seq int64) ([]byte, error)
+	Groups
 }
 
 // A Record is what is recorded of a segment: for each request, where its line stands.
@@ -172,6 +194,8 @@ type Record struct {
 	segment int64
 	seqs    []int64
 	places  []place
+	pieces  Pieces
+	whole   map[int][]int64 // the groups of lines that stand in several, by request
 	unpack  *Unpacker
 	// The data of all groups, if that is no more than cacheBytes; else nil.
 	cache  map[int32][]byte
@@ -183,11 +207,14 @@ type Record struct {
 
 // A place is where a line stands.
 type place struct {
-	group        int32 // index into seqs
+	group        int32 // index into seqs, or inPieces
 	offset, size int   // in the data of the group; size 0: not recorded
 	at           int   // in lines
 	ok           bool
 }
+
+// inPieces is the group of a line that stands in several.
+const inPieces = -1
 
 // cacheBytes bounds the data that is kept while lines are read. Results stand in the journal in
 // the order they came; of a segment of large answers each group is unpacked once for every so many
@@ -200,7 +227,7 @@ func Read(ctx context.Context, s Store, segment int64, n int) (*Record, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &Record{store: s, segment: segment, seqs: seqs, places: make([]place, n), cache: map[int32][]byte{}}
+	r := &Record{store: s, segment: segment, seqs: seqs, places: make([]place, n), whole: map[int][]int64{}, cache: map[int32][]byte{}}
 	if len(seqs) == 0 {
 		return r, nil
 	}
@@ -215,15 +242,7 @@ func Read(ctx context.Context, s Store, segment int64, n int) (*Record, error) {
 }
 
 func (r *Record) index(ctx context.Context, group int32) error {
-	packed, err := r.store.JournalGroup(ctx, r.segment, r.seqs[group])
-	if err != nil {
-		return err
-	}
-	if r.unpack.isLarge(packed) {
-		r.cache = nil
-		return r.indexLarge(packed, group)
-	}
-	data, err := r.unpack.Unpack(packed)
+	data, err := r.load(ctx, group)
 	if err != nil {
 		return err
 	}
@@ -231,9 +250,21 @@ func (r *Record) index(ctx context.Context, group int32) error {
 		if err != nil {
 			return err
 		}
-		if err := r.note(e, len(e.Line), group); err != nil {
-			return err
+		if e.Index >= len(r.places) {
+			return errDamaged
 		}
+		if e.Piece() {
+			whole, err := r.pieces.Add(r.seqs[group], e)
+			if err != nil {
+				return err
+			}
+			if whole != nil {
+				r.places[e.Index] = place{group: inPieces, size: e.At + len(e.Line), ok: e.OK}
+				r.whole[e.Index] = whole
+			}
+			return nil // there is nothing else in its group, which need not be kept
+		}
+		r.places[e.Index] = place{group: group, offset: e.Offset, size: len(e.Line), ok: e.OK}
 	}
 	if r.cached += len(data); r.cached > cacheBytes {
 		r.cache = nil
@@ -241,15 +272,6 @@ func (r *Record) index(ctx context.Context, group int32) error {
 	if r.cache != nil {
 		r.cache[group] = data
 	}
-	return nil
-}
-
-// note notes where a line of so many bytes stands.
-func (r *Record) note(e Entry, size int, group int32) error {
-	if e.Index >= len(r.places) {
-		return errDamaged
-	}
-	r.places[e.Index] = place{group: group, offset: e.Offset, size: size, ok: e.OK}
 	return nil
 }
 
@@ -263,6 +285,11 @@ func (r *Record) OK(i int) bool { return r.places[i].ok }
 // is valid until the next call. Lines are meant to be asked for in the order of requests.
 func (r *Record) Line(ctx context.Context, i int) (line []byte, ok bool, err error) {
 	p := &r.places[i]
+	if p.group == inPieces {
+		var whole bytes.Buffer
+		err := r.WriteLine(ctx, i, &whole)
+		return whole.Bytes(), p.ok, err
+	}
 	if r.cache != nil {
 		data := r.cache[p.group]
 		return data[p.offset : p.offset+p.size], p.ok, nil
@@ -283,6 +310,9 @@ func (r *Record) gather(ctx context.Context, from int) error {
 	var groups []int32
 	for ; to < len(r.places); to++ {
 		p := &r.places[to]
+		if p.group == inPieces {
+			continue // it is not read with others
+		}
 		if size > 0 && size+p.size > cacheBytes {
 			break
 		}
