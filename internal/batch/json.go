@@ -128,7 +128,7 @@ func appendQuoted(dst []byte, text string) []byte {
 // pretty-printed. Only white space between tokens goes.
 func oneLine(raw []byte) []byte {
 	raw = bytes.TrimSpace(raw)
-	if bytes.IndexByte(raw, '\n') < 0 && bytes.IndexByte(raw, '\r') < 0 {
+	if isOneLine(raw) {
 		return raw
 	}
 	v := jsontext.Value(bytes.Clone(raw))
@@ -137,6 +137,33 @@ func oneLine(raw []byte) []byte {
 		v = bytes.ReplaceAll(bytes.ReplaceAll(raw, []byte("\n"), []byte(" ")), []byte("\r"), []byte(" "))
 	}
 	return v
+}
+
+// isOneLine reports whether text has no line breaks.
+func isOneLine(text []byte) bool {
+	return bytes.IndexByte(text, '\n') < 0 && bytes.IndexByte(text, '\r') < 0
+}
+
+// dropSpace takes the white space between the tokens of a JSON value out of it where it is.
+func dropSpace(raw []byte) []byte {
+	to, quoted, escaped := 0, false, false
+	for _, c := range raw {
+		switch {
+		case quoted && (c == '\n' || c == '\r'): // not JSON; a line must be one line all the same
+			c = ' '
+		case escaped:
+			escaped = false
+		case quoted:
+			escaped, quoted = c == '\\', c != '"'
+		case c == '"':
+			quoted = true
+		case c == ' ', c == '\n', c == '\r', c == '\t':
+			continue
+		}
+		raw[to] = c
+		to++
+	}
+	return raw[:to]
 }
 
 // kindName names the kind of a JSON value as the API's errors do.

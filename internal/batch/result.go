@@ -34,6 +34,14 @@ type Result struct {
 // OK reports whether the request succeeded, which decides the file its line goes to.
 func (r Result) OK() bool { return r.Status >= 200 && r.Status < 300 }
 
+// Compact puts the body of a response on one line as AppendLine does, but without a copy of it: Body is
+// changed where it is.
+func (r *Result) Compact() {
+	if body := bytes.TrimSpace(r.Body); r.OK() && !isOneLine(body) {
+		r.Body = dropSpace(body)
+	}
+}
+
 // AppendLine appends the finished line of an output or error file, line break included (contract
 // O-01, §9). batchID and req say which request r is the result of.
 func (r Result) AppendLine(dst []byte, batchID string, req Request) []byte {

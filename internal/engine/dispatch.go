@@ -52,6 +52,7 @@ const largeBody = 1 << 20
 func (e *Engine) addLarge(c *call, r batch.Result) {
 	packer := journal.NewPacker(groupBytes)
 	defer packer.Close()
+	r.Compact()
 	start, body, end := r.Line(nil, c.lease.BatchID, c.request().Request)
 	for group, last := range packer.Groups(int(c.i), r.OK(), start, body, []byte(end)) {
 		e.recorder.addPacked(c.hold, r.OK(), r.Usage, group, last)
