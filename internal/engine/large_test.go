@@ -2,7 +2,9 @@ package engine_test
 
 import (
 	"context"
+	"net/http"
 	"runtime"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -82,6 +84,36 @@ func TestLargeAnswers(t *testing.T) {
 			b.Errorf("%d answers were large, in %d pieces, want about half", s.large, s.pieces)
 		}
 	})
+}
+
+// TestDeathWithinAnAnswer has a process die while it records the pieces of a large answer. The next one
+// sends that request again, and what there is of the former answer is in nobody's way.
+func TestDeathWithinAnAnswer(t *testing.T) {
+	for piece := 1; piece < 3; piece++ {
+		bubble(t, func(b *bench) {
+			b.repeats = true
+			u := b.upstream(sim.Config{}, upstream.Config{MaxInFlight: 1, Models: []string{"m"}})
+			body := []byte(`{"choices":"` + strings.Repeat("a long answer ", 10<<20/14) + `"}`) // in three pieces
+			u.handle(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { w.Write(body) }))
+			b.foreign = true // these are not the simulator's answers
+			f := newFaults(nil)
+			f.before = func(op string, n int) {
+				if op == "Record" && n == 3+piece { // this one takes effect
+					f.die()
+				}
+			}
+			p := b.start(f.in)
+			id := b.run(chat(3))
+			time.Sleep(time.Second)
+			p.die()
+			if n := b.look(id).Counts.Completed; n != 1 {
+				b.Errorf("%d are completed, want 1", n)
+			}
+			p = b.start()
+			b.want(b.ends(id), batch.Completed, 3, 3, 0)
+			p.drain()
+		})
+	}
 }
 
 // TestLargeAnswersTakeLittle bounds what is allocated for an answer of 32 MiB: the memory that it is read
