@@ -151,7 +151,7 @@ func TestLastSecondLost(t *testing.T) {
 	s := serve(t, dir, u.url()).mustBeReady()
 	w.submit(t, s.api, 1500)
 	u.awaitAnswers(t, s.process, 300)
-	s.signal(syscall.SIGSTOP) // so that all files are of one moment
+	s.suspend() // so that all files are of one moment
 	copyFolder(t, dir, snapshot)
 	s.signal(syscall.SIGCONT)
 	kept := maps.Clone(w.batches)

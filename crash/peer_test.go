@@ -2,7 +2,6 @@ package crash
 
 import (
 	"path/filepath"
-	"syscall"
 	"testing"
 	"time"
 
@@ -27,7 +26,7 @@ func TestSIGKILLHalfway(t *testing.T) {
 func TestSIGKILLBeforeFirstFlush(t *testing.T) {
 	again := peerScenario(t, 0, func(u *upstream, s *server) time.Time {
 		u.await(t, "calls in flight", func() bool { return inFlight(u) == maxInFlight })
-		s.signal(syscall.SIGSTOP)
+		s.suspend()
 		u.release()
 		u.await(t, "answers", func() bool { return u.answers[u.life] == maxInFlight })
 		return s.kill()

@@ -143,14 +143,15 @@ func (m *mover) move(ctx context.Context, note *store.Move) error {
 	if err != nil {
 		return err
 	}
-	all, running := int64(0), int64(0)
-	for status, n := range counts {
-		all += n
-		if !status.Terminal() {
-			running += n
-		}
+	running := int64(0)
+	for _, n := range counts {
+		running += n
 	}
-	m.tell("moved: %s batches, %s of them running", humanize.Comma(all), humanize.Comma(running))
+	all, err := m.to.TotalBatches(ctx)
+	if err != nil {
+		return err
+	}
+	m.tell("moved: %s, %s of them running", batches(all), humanize.Comma(running))
 	m.tell("go on with: offpeak serve --database %s --blobs %s", note.Database, note.Blobs)
 	m.tell("%s is as it was, and not to be served any more: see %s", m.cmd.From, filepath.Join(m.cmd.From, "moved"))
 	return nil

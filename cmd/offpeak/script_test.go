@@ -76,7 +76,7 @@ func TestScripts(t *testing.T) {
 }
 
 // patience is how long anything may take that a script waits for, on a slow machine.
-const patience = 30 * time.Second
+const patience = 60 * time.Second
 
 var scriptCommands = map[string]func(ts *testscript.TestScript, neg bool, args []string){
 	"code":      code,

@@ -50,7 +50,8 @@ func (serveCmd) Help() string {
 	return "Without any flag it serves on http://127.0.0.1:8080/v1, keeps its data in ./offpeak-data, and uses the upstreams " +
 		"that answer on this machine. Point OpenAI's SDK at it with base_url. One interrupt (or SIGTERM) lets the requests in flight end, for --drain at most, " +
 		"while the API goes on and /readyz says no; a second stops at once. Either way nothing that was recorded is lost. " +
-		"SIGHUP has it read the config file again, for the upstreams in it.\n\nExit codes: 0 it was asked to stop and did; 1 an error."
+		"SIGHUP has it read the config file again, for the upstreams in it.\n\nExit codes: 0 it was asked to stop and did; 1 an error; 3 it was asked to stop and did, but answers could not be recorded, " +
+		"since the database was away: they are asked for again."
 }
 
 // Run serves until ctx ends.
@@ -123,6 +124,7 @@ func (cmd *serveCmd) Run(ctx context.Context, s *streams, c *configFile, reread 
 	var stopping atomic.Bool
 	config := api.Config{
 		Store: n.store, Blobs: apart(n.blobs), Models: n.pool, Keys: keys, Log: log,
+		Away:         away,
 		MaxTransfers: cmd.MaxTransfers,
 		Policy:       batch.Policy{Profile: profile, Endpoints: cmd.Endpoint, MaxInput: int64(cmd.MaxInput)},
 		Metrics:      promhttp.HandlerFor(n.metrics, promhttp.HandlerOpts{}),
@@ -198,6 +200,9 @@ func (cmd *serveCmd) Run(ctx context.Context, s *streams, c *configFile, reread 
 	defer cancel()
 	if server.Shutdown(closing) != nil {
 		server.Close() // somebody is still up- or downloading
+	}
+	if _, ok := errors.AsType[*engine.UnrecordedError](err); ok && ctx.Err() != nil {
+		return exitError{code: exitUnfinished, err: err}
 	}
 	return cmd.tellRoom(err)
 }

@@ -36,16 +36,22 @@ type blobStore interface {
 
 // check finds settings that cannot be meant.
 func (f *storageFlags) check() error {
-	if f.Database != "" {
-		if !strings.HasPrefix(f.Database, "postgres://") && !strings.HasPrefix(f.Database, "postgresql://") {
-			return errors.New("--database begins with postgres://, such as postgres://user@host/offpeak; for SQLite leave it out and say --data")
-		}
-		if f.Blobs == "" {
-			return errors.New("with --database, say with --blobs where the bytes of files are: s3://bucket?region=…, or a folder that every node sees")
-		}
+	if err := f.checkDatabase(); err != nil {
+		return err
+	}
+	if f.Database != "" && f.Blobs == "" {
+		return errors.New("with --database, say with --blobs where the bytes of files are: s3://bucket?region=…, or a folder that every node sees")
 	}
 	if scheme, _, ok := strings.Cut(f.Blobs, "://"); ok && scheme != "s3" {
 		return fmt.Errorf("--blobs is s3://bucket?region=… or a folder; there is no %s://", scheme)
+	}
+	return nil
+}
+
+// checkDatabase is check for who needs the database alone.
+func (f *storageFlags) checkDatabase() error {
+	if f.Database != "" && !strings.HasPrefix(f.Database, "postgres://") && !strings.HasPrefix(f.Database, "postgresql://") {
+		return errors.New("--database begins with postgres://, such as postgres://user@host/offpeak; for SQLite leave it out and say --data")
 	}
 	return nil
 }
@@ -58,7 +64,7 @@ func (f *storageFlags) usesData() bool { return f.Database == "" || f.Blobs == "
 
 // openStore opens the database.
 func (f *storageFlags) openStore(ctx context.Context, o store.Options) (*store.Store, error) {
-	if err := f.check(); err != nil {
+	if err := f.checkDatabase(); err != nil {
 		return nil, err
 	}
 	if f.cluster() {
@@ -96,6 +102,9 @@ func apart(blobs blobStore) blobStore {
 	}
 	return blobs
 }
+
+// away reports whether an error tells only that the database or the bucket cannot serve now.
+func away(err error) bool { return store.Away(err) || bucket.Away(err) }
 
 // make makes what is ours to make: folders.
 func (f *storageFlags) make(log *slog.Logger) error {

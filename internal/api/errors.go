@@ -58,6 +58,8 @@ var (
 	errCrossOrigin error = &batch.Error{Kind: crossOrigin, Msg: "Web pages from elsewhere may not use this server."}
 
 	errUnavailable error = &batch.Error{Kind: unavailable, Msg: "The engine is currently overloaded, please try again later"}
+
+	errAway error = &batch.Error{Kind: unavailable, Msg: "The server cannot reach its storage at the moment, please try again later"}
 )
 
 // compressed refuses a body with a content coding.
@@ -94,6 +96,9 @@ func (s *server) fail(w *response, r *http.Request, err error) {
 		// The client has left, or the process is about to: either way the request may be sent again.
 		s.Log.Debug("request given up", "request", w.id, "err", err)
 		status, e = describe(errUnavailable)
+	case s.Away(err):
+		s.away.Note(err, "request", w.id, "route", route(r))
+		status, e = describe(errAway)
 	default:
 		s.Log.Error("request failed", "request", w.id, "route", route(r), "project", w.project, "err", err)
 	}

@@ -230,6 +230,11 @@ func (s *fakeStore) change(ctx context.Context, project, id string, f func(*batc
 	return batch.Batch{}, batch.NoBatch(id)
 }
 
+// errFakeAway is what fakes fail with that are away.
+var errFakeAway = errors.New("secret address: connection refused")
+
+func fakeAway(err error) bool { return errors.Is(err, errFakeAway) }
+
 // fakeBlobs are Blobs in memory.
 type fakeBlobs struct {
 	mu    sync.Mutex
@@ -241,6 +246,12 @@ type fakeBlobs struct {
 
 func newFakeBlobs() *fakeBlobs {
 	return &fakeBlobs{blobs: make(map[string][]byte), ended: make(chan struct{}, 1000)}
+}
+
+func (b *fakeBlobs) failing(fault func(op string) error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.fault = fault
 }
 
 func (b *fakeBlobs) check(op string) error {
@@ -263,6 +274,9 @@ func (b *fakeBlobs) Create(ctx context.Context, key string) (blob.Writer, error)
 func (b *fakeBlobs) Open(ctx context.Context, key string, off, n int64) (io.ReadCloser, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if err := b.check("Open"); err != nil {
+		return nil, err
+	}
 	data, ok := b.blobs[key]
 	if !ok {
 		return nil, blob.ErrNotFound

@@ -260,6 +260,10 @@ var provocations = []provocation{
 		return x.get("/v1/batches")
 	}},
 	{"503_not_ready", 503, get("/readyz")},
+	{"503_away", 503, func(x *tester) answer {
+		x.store.failing(func(string) error { return errFakeAway })
+		return x.get("/v1/batches")
+	}},
 }
 
 // pairs is metadata with n pairs.

@@ -13,6 +13,9 @@ import (
 func (s *server) observe(w *response, r *http.Request) {
 	took := time.Since(w.start)
 	s.Observe(route(r), class(w.status), took)
+	if w.project != "" && w.status < 300 {
+		s.away.Note(nil)
+	}
 	if !s.Log.Enabled(r.Context(), slog.LevelDebug) {
 		return
 	}
@@ -40,10 +43,14 @@ func route(r *http.Request) string {
 	return "other"
 }
 
-// class is the class of a status, such as "2xx".
+// class is the class of a status, such as "2xx". What would be answered at another time is told from
+// what is our fault.
 func class(status int) string {
-	if status < 100 || status > 599 {
+	switch {
+	case status < 100 || status > 599:
 		return "none"
+	case status == http.StatusServiceUnavailable:
+		return "503"
 	}
 	return strconv.Itoa(status/100) + "xx"
 }

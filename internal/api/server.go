@@ -26,6 +26,7 @@ import (
 
 	"offpeak/internal/batch"
 	"offpeak/internal/blob"
+	"offpeak/internal/outage"
 )
 
 // Config says what a server serves and what it is made of. Store and Blobs are required; of every
@@ -49,10 +50,13 @@ type Config struct {
 	// Ready returns why this process cannot serve now, ErrStopping if it was told to stop. Nil: it
 	// always can.
 	Ready func(context.Context) error
+	// Away reports whether an error of Store, Blobs or Keys tells only that what they need cannot be
+	// reached or cannot serve now. Nil: none does.
+	Away func(error) bool
 	// Metrics answers GET /metrics. Nil: there is no such page.
 	Metrics http.Handler
 	// Observe is told of every request: its route, such as "GET /v1/batches/{id}" or "other", the
-	// class of its status, such as "2xx", and how long it took. Nil: nobody is told.
+	// class of its status, such as "2xx", or "503", and how long it took. Nil: nobody is told.
 	Observe func(route, class string, took time.Duration)
 	// Log gets a debug line for every request and an error line for every failure of ours. Nil:
 	// nothing is logged.
@@ -148,6 +152,9 @@ func newServer(c Config) *server {
 	if c.Ready == nil {
 		c.Ready = func(context.Context) error { return nil }
 	}
+	if c.Away == nil {
+		c.Away = func(error) bool { return false }
+	}
 	if c.Observe == nil {
 		c.Observe = func(string, string, time.Duration) {}
 	}
@@ -163,7 +170,10 @@ func newServer(c Config) *server {
 	if c.Now == nil {
 		c.Now = time.Now
 	}
-	return &server{Config: c, limits: newLimits(c.MaxTransfers), keys: keyring{projects: map[[32]byte]string{}}}
+	return &server{
+		Config: c, limits: newLimits(c.MaxTransfers), keys: keyring{projects: map[[32]byte]string{}},
+		away: outage.New(c.Log, slog.LevelWarn, "answer requests; clients are told to come again, since the database or the blobs are away"),
+	}
 }
 
 // A server is what New and NewProbes return.
@@ -173,6 +183,7 @@ type server struct {
 	mux    *http.ServeMux
 	origin http.CrossOriginProtection
 	keys   keyring
+	away   *outage.Log
 	warned atomic.Int64 // when warnSurplus did, as unix seconds
 }
 

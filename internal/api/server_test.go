@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
@@ -41,6 +42,7 @@ func newTester(t testing.TB, edit func(*Config)) *tester {
 		Store: x.store, Blobs: x.blobs, Keys: fakeKeys{}, Now: now,
 		Models: fakeModels{"qwen3-8b", "meta-llama/Llama-3.1-8B", "org/name:free"},
 		Wake:   func() { x.wakes.Add(1) },
+		Away:   fakeAway,
 		Log:    slog.New(slog.NewTextHandler(&x.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	}
 	if edit != nil {
@@ -328,6 +330,77 @@ func TestStrangeIDs(t *testing.T) {
 		}
 		x.wantError(x.get("/v1/models/"+escaped), 404, "model_not_found", "model", "The model '"+shown+"' does not exist")
 	}
+}
+
+// TestAway takes the database and the blobs away. Clients are told to come again, and the operator is
+// told once.
+func TestAway(t *testing.T) {
+	var mu sync.Mutex
+	seen := map[string]int{} // requests by class of their status
+	x := newTester(t, func(c *Config) {
+		c.Observe = func(_, class string, _ time.Duration) {
+			mu.Lock()
+			defer mu.Unlock()
+			seen[class]++
+		}
+	})
+	input := x.uploadFile("{}\n").ID
+	b := x.createBatch()
+	want := func(what string, a answer) {
+		t.Helper()
+		x.wantError(a, 503, "", "", "The server cannot reach its storage at the moment, please try again later")
+		if got := a.Header.Get("Retry-After"); got != "5" {
+			t.Errorf("%s: Retry-After: %q", what, got)
+		}
+	}
+	routes := [][3]string{
+		{"GET", "/v1/files"}, {"GET", "/v1/files/" + input}, {"DELETE", "/v1/files/" + input}, {"GET", "/v1/files/" + input + "/content"},
+		{"GET", "/v1/batches"}, {"GET", "/v1/batches/" + b.ID}, {"POST", "/v1/batches/" + b.ID + "/cancel"},
+		{"POST", "/v1/batches", `{"input_file_id":"` + input + `","endpoint":"/v1/chat/completions","completion_window":"24h"}`},
+	}
+	x.store.failing(func(string) error { return fmt.Errorf("list: %w", errFakeAway) })
+	for _, r := range routes {
+		want(r[0]+" "+r[1], x.send(r[0], r[1], strings.NewReader(r[2])))
+	}
+	want("an upload", uploadForm(fileField("{}\n"), forBatch)(x))
+	for _, op := range []string{"CreateFile", "CreateBatch"} {
+		x.store.failing(func(o string) error {
+			if o == op {
+				return errFakeAway
+			}
+			return nil
+		})
+		if op == "CreateFile" {
+			want(op, uploadForm(fileField("{}\n"), forBatch)(x))
+		} else {
+			want(op, x.post(routes[7][1], routes[7][2]))
+		}
+	}
+	x.store.failing(nil)
+	for _, op := range []string{"Create", "Write", "Commit"} {
+		x.blobs.failing(func(o string) error {
+			if o == op {
+				return errFakeAway
+			}
+			return nil
+		})
+		want("an upload, at "+op, uploadForm(fileField("{}\n"), forBatch)(x))
+	}
+	x.blobs.failing(func(string) error { return errFakeAway })
+	want("a download", x.get("/v1/files/"+input+"/content"))
+	x.blobs.failing(nil)
+	x.wantStatus(x.get("/v1/files/"+input+"/content"), 200)
+	x.eventually("it is logged that storage is back", func() bool { return x.log.count("works again") == 1 })
+	if n, errs := x.log.count("level=WARN"), x.log.count("level=ERROR"); n != 1 || errs != 0 {
+		t.Errorf("an outage makes %d warnings and %d errors in the log, want one warning", n, errs)
+	}
+	x.store.failing(func(string) error { return errors.New("a mistake of ours") })
+	x.wantStatus(x.get("/v1/batches"), 500)
+	x.eventually("the requests are observed", func() bool {
+		mu.Lock()
+		defer mu.Unlock()
+		return seen["503"] == len(routes)+7 && seen["5xx"] == 1
+	})
 }
 
 func TestHealth(t *testing.T) {

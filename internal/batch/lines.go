@@ -43,6 +43,12 @@ func NewLines(r io.Reader, offset, first int64, maxLine int) *Lines {
 	}
 }
 
+// Reset has l read from another reader, as NewLines would, in the buffers that it has.
+func (l *Lines) Reset(r io.Reader, offset, first int64) {
+	l.r.Reset(r)
+	l.next = Line{Offset: offset, Number: first}
+}
+
 // Next returns the next line, or io.EOF after the last. Its text is valid until the next call.
 func (l *Lines) Next() (Line, error) {
 	line := l.next

@@ -72,6 +72,21 @@ func split(window []byte, first int64) (got []Line) {
 	return got
 }
 
+// TestLinesReset reads one reader after another, the first one only in part.
+func TestLinesReset(t *testing.T) {
+	lines := NewLines(strings.NewReader("a\nb\n"+strings.Repeat("long", 100_000)), 0, 1, 1<<20)
+	if l, err := lines.Next(); err != nil || string(l.Text) != "a" {
+		t.Fatalf("Next() = %q, %v", l.Text, err)
+	}
+	lines.Reset(strings.NewReader("c\n"), 10, 7)
+	if l, err := lines.Next(); err != nil || string(l.Text) != "c" || l.Number != 7 || l.Offset != 10 {
+		t.Errorf("Next() = %+v, %v; want line 7 at 10, which is c", l, err)
+	}
+	if l, err := lines.Next(); err != io.EOF {
+		t.Errorf("Next() = %+v, %v, want io.EOF", l, err)
+	}
+}
+
 func TestSplitLinesStops(t *testing.T) {
 	n := 0
 	for range SplitLines([]byte("a\nb\nc\n"), 1) {

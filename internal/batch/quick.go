@@ -1,6 +1,8 @@
 package batch
 
 import (
+	"encoding/binary"
+	"math/bits"
 	"strings"
 	"unicode/utf8"
 )
@@ -132,6 +134,10 @@ func (q *quick) inside(depth int) bool {
 	if q.is(end) {
 		return true
 	}
+	if !object {
+		q.numbers()
+		q.space()
+	}
 	for {
 		if object {
 			if _, ok := q.text(); !ok {
@@ -214,6 +220,79 @@ func (q *quick) word(w string) bool {
 	}
 	q.at += len(w)
 	return true
+}
+
+// numbers passes over all but the last of the numbers that come next in an array: an embedding is
+// thousands. What it stops at is for others to judge.
+func (q *quick) numbers() {
+	for {
+		end := q.plainNumber()
+		if end >= len(q.raw) || q.raw[end] != ',' {
+			return
+		}
+		q.at = end + 1
+		if q.next() == ' ' {
+			q.at++
+		}
+	}
+}
+
+// plainNumber returns where the number that comes next ends, or the end of what there is if it is
+// none, or not a plain one.
+func (q *quick) plainNumber() int {
+	raw, i := q.raw, q.at
+	none := len(raw)
+	if i < len(raw) && raw[i] == '-' {
+		i++
+	}
+	if i >= len(raw) {
+		return none
+	}
+	if raw[i] == '0' {
+		i++
+	} else {
+		n := countDigits(raw[i:])
+		if n == 0 {
+			return none
+		}
+		i += n
+	}
+	if i < len(raw) && raw[i] == '.' {
+		n := countDigits(raw[i+1:])
+		if n == 0 {
+			return none
+		}
+		i += 1 + n
+	}
+	if i < len(raw) && raw[i]|0x20 == 'e' {
+		i++
+		if i < len(raw) && (raw[i] == '-' || raw[i] == '+') {
+			i++
+		}
+		n := countDigits(raw[i:])
+		if n == 0 {
+			return none
+		}
+		i += n
+	}
+	return i
+}
+
+// countDigits returns how many digits b begins with. It looks at eight bytes at a time.
+func countDigits(b []byte) (n int) {
+	for len(b)-n >= 8 {
+		// A digit's byte becomes 0 to 9, to which 0x76 is added without reaching the highest bit. Others
+		// reach it, or have it; what they carry into comes after them.
+		x := binary.LittleEndian.Uint64(b[n:]) ^ 0x3030303030303030
+		if others := (x + 0x7676767676767676 | x) & 0x8080808080808080; others != 0 {
+			return n + bits.TrailingZeros64(others)/8
+		}
+		n += 8
+	}
+	for n < len(b) && isDigit(b[n]) {
+		n++
+	}
+	return n
 }
 
 func (q *quick) number() bool {

@@ -251,8 +251,8 @@ func (x *examination) loadRequests(ctx context.Context, p *patient) error {
 	defer input.Close()
 	p.requests = x.requests.reset(min(p.Counts.Total, f.Bytes/64))
 	w := 0
-	for lines := batch.NewLines(input, 0, 1, longest); ; {
-		line, err := lines.Next()
+	for x.lines.Reset(input, 0, 1); ; {
+		line, err := x.lines.Next()
 		if err == io.EOF {
 			break
 		}
@@ -627,15 +627,10 @@ type comparison struct {
 // read reads the parts of a file with the results that succeeded, or of the other one.
 func (c *comparison) read(ctx context.Context, parts []batch.Part, ok bool) error {
 	c.order = map[int32]uint32{}
-	for _, part := range parts {
-		if err := c.x.eachLine(ctx, part, "batch "+c.p.ID, c.p.about(), func(line []byte) error {
-			c.result(line, ok, -1)
-			return ctx.Err()
-		}); err != nil {
-			return err
-		}
-	}
-	return nil
+	return c.x.eachLine(ctx, parts, "batch "+c.p.ID, c.p.about(), func(line []byte) error {
+		c.result(line, ok, -1)
+		return ctx.Err()
+	})
 }
 
 // result looks at one result, which is of the request at this position, if that is known.

@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"bufio"
 	"context"
 	"database/sql"
 	"errors"
@@ -9,6 +10,7 @@ import (
 	"io/fs"
 	"maps"
 	"slices"
+	"sync"
 
 	"offpeak/internal/batch"
 	"offpeak/internal/blob"
@@ -34,8 +36,17 @@ var names = []string{
 	`SELECT p.blob_key, p.bytes, 'upload ' || p.upload_id, b.pending, b.deleted_at FROM upload_parts p LEFT JOIN blobs b ON b.key = p.blob_key`,
 }
 
+// atOnce is of how many blobs is asked at a time, and how many are on their way before it is their turn
+// to be read: in a bucket it takes a while until one begins to come.
+const atOnce = 16
+
 // examineNamedBlobs looks whether every blob that something names is there and whole.
 func (x *examination) examineNamedBlobs(ctx context.Context) error {
+	var mu sync.Mutex // of suspects, and of the row that each is of
+	rows := map[string]int64{}
+	slots := make(chan struct{}, atOnce)
+	var asking sync.WaitGroup
+	defer asking.Wait()
 	for _, query := range names {
 		if err := each(ctx, x.q, func(r row) error {
 			var key, by string
@@ -54,10 +65,21 @@ func (x *examination) examineNamedBlobs(ctx context.Context) error {
 			}
 			x.report.Examined.Blobs++
 			x.report.Examined.Bytes += want.Int64
-			size, err := x.d.blobs.Size(ctx, key)
-			if err != nil || size != want.Int64 {
-				x.suspects[key] = suspect{by: by, want: want.Int64, got: size, err: err}
-			}
+			row := x.report.Examined.Blobs
+			slots <- struct{}{}
+			asking.Go(func() {
+				defer func() { <-slots }()
+				size, err := x.d.blobs.Size(ctx, key)
+				if err == nil && size == want.Int64 {
+					return
+				}
+				mu.Lock()
+				defer mu.Unlock()
+				if row > rows[key] { // of several that name it, the last
+					rows[key] = row
+					x.suspects[key] = suspect{by: by, want: want.Int64, got: size, err: err}
+				}
+			})
 			return ctx.Err()
 		}, query); err != nil {
 			return fmt.Errorf("blobs: %w", err)
@@ -164,21 +186,76 @@ func (x *examination) unread(ctx context.Context, p batch.Part, by string, err e
 // longest is how long a line may be here, whatever the settings are that it was let through by.
 const longest = 1 << 30
 
-// eachLine calls f with every line of a result part, which is one of finished lines.
-func (x *examination) eachLine(ctx context.Context, p batch.Part, by string, about subject, f func(line []byte) error) error {
+// A coming part is one that is on its way.
+type coming struct {
+	batch.Part
+	r   *bufio.Reader
+	c   io.Closer
+	err error
+}
+
+// readAhead is how much there is of a part when it is its turn to be read.
+const readAhead = 64 << 10
+
+// open opens a part, and waits until it has begun to come.
+func (x *examination) open(ctx context.Context, p batch.Part) coming {
 	r, err := x.d.blobs.Open(ctx, p.Key, 0, -1)
 	if err != nil {
-		return x.unread(ctx, p, by, err)
+		return coming{Part: p, err: err}
 	}
-	defer r.Close()
+	ahead := bufio.NewReaderSize(r, readAhead)
+	ahead.Peek(readAhead) // what is wrong with it, whoever reads will see
+	return coming{p, ahead, r, nil}
+}
+
+// eachLine calls f with every line of result parts, which are of finished lines, in their order.
+func (x *examination) eachLine(ctx context.Context, parts []batch.Part, by string, about subject, f func(line []byte) error) error {
+	ctx, cancel := context.WithCancel(ctx)
+	ahead := make(chan chan coming, atOnce-1) // and one that is about to be put in
+	var opening sync.WaitGroup
+	opening.Go(func() {
+		defer close(ahead)
+		for _, p := range parts {
+			next := make(chan coming, 1)
+			select {
+			case ahead <- next:
+				opening.Go(func() { next <- x.open(ctx, p) })
+			case <-ctx.Done():
+				return
+			}
+		}
+	})
+	defer func() {
+		cancel()
+		for next := range ahead {
+			if p := <-next; p.err == nil {
+				p.c.Close()
+			}
+		}
+		opening.Wait()
+	}()
+	for next := range ahead {
+		if err := x.eachLineOf(ctx, <-next, by, about, f); err != nil {
+			return err
+		}
+	}
+	return ctx.Err()
+}
+
+// eachLineOf is eachLine for one part, which it closes.
+func (x *examination) eachLineOf(ctx context.Context, p coming, by string, about subject, f func(line []byte) error) error {
+	if p.err != nil {
+		return x.unread(ctx, p.Part, by, p.err)
+	}
+	defer p.c.Close()
 	about.Blob = p.Key
-	for lines := batch.NewLines(r, 0, 1, longest); ; {
-		line, err := lines.Next()
+	for x.lines.Reset(p.r, 0, 1); ; {
+		line, err := x.lines.Next()
 		switch {
 		case err == io.EOF:
 			return nil
 		case err != nil:
-			return x.unread(ctx, p, by, err)
+			return x.unread(ctx, p.Part, by, err)
 		case line.TooLong:
 			x.find(8, "line", about, doRestore, "line %d of this part of %s is longer than %d bytes", line.Number, by, longest)
 			continue

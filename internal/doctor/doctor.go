@@ -139,7 +139,10 @@ func (d *Doctor) examineOnce(ctx context.Context, careful bool) (_ *Report, stal
 		return nil, false, err
 	}
 	defer tx.Rollback()
-	x := &examination{d: d, c: c, q: tx, report: &Report{Running: c.running}, suspects: map[string]suspect{}}
+	x := &examination{
+		d: d, c: c, q: tx, report: &Report{Running: c.running}, suspects: map[string]suspect{},
+		lines: batch.NewLines(nil, 0, 1, longest),
+	}
 	if d.o.Now == nil {
 		x.now = time.Now()
 	} else {
@@ -172,8 +175,9 @@ type examination struct {
 	suspects map[string]suspect // blobs that are named, and missing or of another size, by key
 	orphans  []blob.Info        // blobs that nobody seems to know of
 
-	requests requests // of the batch that is examined
-	ids      requests // of its results, if its input is gone
+	requests requests     // of the batch that is examined
+	ids      requests     // of its results, if its input is gone
+	lines    *batch.Lines // of one input or part at a time
 	parser   batch.Parser
 	answer   batch.AnswerParser
 	line     lineParser

@@ -77,28 +77,20 @@ func (x *examination) examineLeftFile(ctx context.Context, id string, ok bool) e
 		return err
 	}
 	t := x.requests.reset(f.Bytes / 200)
-	for _, part := range f.Parts {
-		err := x.eachLine(ctx, part, "file "+id, subject{File: id}, func(line []byte) error {
-			x.report.Examined.Results++
-			r, err := x.line.parse(line)
-			switch {
-			case err != nil:
-				x.find(8, "line", subject{File: id}, doRestore, "a line is damaged: %v: %.80q", err, line)
-			case r.ok() != ok:
-				x.find(2, "wrong-file", subject{File: id}, doReport, "it has a line with the status %d", r.status)
-			case t.add(request{id: hashID(r.customID)}) >= 0:
-				x.find(1, "twice", subject{File: id}, doReport, "it has two results of %q", r.customID)
-			}
-			return nil
-		})
-		if errors.Is(err, errUnread) {
-			return nil
+	err = x.eachLine(ctx, f.Parts, "file "+id, subject{File: id}, func(line []byte) error {
+		x.report.Examined.Results++
+		r, err := x.line.parse(line)
+		switch {
+		case err != nil:
+			x.find(8, "line", subject{File: id}, doRestore, "a line is damaged: %v: %.80q", err, line)
+		case r.ok() != ok:
+			x.find(2, "wrong-file", subject{File: id}, doReport, "it has a line with the status %d", r.status)
+		case t.add(request{id: hashID(r.customID)}) >= 0:
+			x.find(1, "twice", subject{File: id}, doReport, "it has two results of %q", r.customID)
 		}
-		if err != nil {
-			return err
-		}
-	}
-	return nil
+		return nil
+	})
+	return unlessUnread(err)
 }
 
 // examineUploads holds uploads against what became of them.

@@ -43,8 +43,8 @@ func (e *Engine) admitAll(ctx context.Context) {
 			return
 		}
 		a, err := e.claimValidating(ctx)
-		if err != nil && ctx.Err() == nil {
-			e.log.Error("claim a batch to validate", "err", err)
+		if ctx.Err() == nil {
+			e.outages.validate.Note(err)
 		}
 		if a != nil {
 			wg.Go(func() { e.admitOne(ctx, *a, slots) })
@@ -174,8 +174,9 @@ func (e *Engine) stillValidating(ctx context.Context, a batch.Admission) bool {
 }
 
 func (e *Engine) giveBack(ctx context.Context, a batch.Admission) {
-	if err := e.store.ReleaseValidating(context.WithoutCancel(ctx), a); err != nil {
-		e.log.Warn("release batch", "batch", a.Batch.ID, "err", err)
+	err := e.store.ReleaseValidating(context.WithoutCancel(ctx), a)
+	e.outages.release.Note(err, "batch", a.Batch.ID)
+	if err != nil {
 		e.mu.Lock()
 		e.strayBatches = true
 		e.mu.Unlock()
@@ -217,6 +218,9 @@ func (e *Engine) admit(ctx context.Context, a batch.Admission) (outcome []any, e
 	defer input.Close()
 	var errs []batch.LineError
 	plan := planner{most: e.cfg.segmentLines}
+	if b.Endpoint == "/v1/embeddings" {
+		plan.most = min(plan.most, embeddingLines)
+	}
 	if nodes := e.member.live(); nodes > 1 {
 		// A small batch is for all nodes, too.
 		plan.spread = a.Input.Bytes / int64(4*nodes)

@@ -44,9 +44,11 @@ type hold struct {
 	cancel   context.CancelCauseFunc
 
 	// Guarded by recorder.mu, as only recording changes them.
-	lease  batch.Lease
-	groups []*group // to be recorded, oldest first
-	lost   bool     // to another node
+	lease    batch.Lease
+	groups   []*group         // to be recorded, oldest first
+	lost     bool             // to another node
+	kept     map[int64][]byte // groups that are recorded, by seq: see keptBytes
+	released bool             // nothing is kept any more
 
 	// Guarded by Engine.mu.
 	queue    *queue
@@ -84,15 +86,20 @@ func (e *Engine) claimAll(ctx context.Context) {
 	for {
 		e.weigh(time.Now())
 		if e.member.isDeclared() {
-			if err := e.rejoin(ctx); err != nil && ctx.Err() == nil {
-				e.log.Error("join anew", "err", err)
+			if err := e.rejoin(ctx); ctx.Err() == nil {
+				e.outages.join.Note(err, "node", e.cfg.Node)
 			}
 		}
-		if err := errors.Join(e.checkEndings(ctx), e.claim(ctx)); err != nil && ctx.Err() == nil {
-			e.log.Error("claim segments", "err", err)
+		err := errors.Join(e.checkEndings(ctx), e.claim(ctx))
+		if ctx.Err() == nil {
+			e.outages.claim.Note(err)
+		}
+		woken := e.wakeClaim
+		if err != nil {
+			woken = nil // whoever has an answer wakes us, and it would be as much in vain for each
 		}
 		select {
-		case <-e.wakeClaim:
+		case <-woken:
 		case <-tick.C:
 		case <-ctx.Done():
 			return
@@ -580,6 +587,7 @@ func (e *Engine) remove(h *hold) {
 	}
 	h.removed, h.sealing = true, true
 	h.cancel(nil)
+	e.recorder.release(h)
 	e.loaded -= h.bytes
 	if e.holds[h.lease.ID] == h {
 		delete(e.holds, h.lease.ID)

@@ -277,6 +277,111 @@ func TestDatabaseAway(t *testing.T) {
 	}
 }
 
+// TestNodeLossInOutage kills a node as the database goes away, as a machine does that has them both, and
+// does so again and again. What the node held goes on within 20 s of its death, however often the
+// others could not be heard before.
+func TestNodeLossInOutage(t *testing.T) {
+	cluster(t, 3, sim.Config{Timing: sim.Timing{Latency: 2 * time.Second, Jitter: 0.5}}, 4, func(b *bench, m []*member) {
+		text := chat(1200)
+		id := b.run(text)
+		time.Sleep(30 * time.Second)
+		for i, away := range []time.Duration{6 * time.Second, 2 * time.Second, 6500 * time.Millisecond} {
+			victim, others := m[i%3], []*member{m[(i+1)%3], m[(i+2)%3]}
+			name := fmt.Sprint("node ", i%3)
+			before := b.nodes("live")
+			killed := time.Now()
+			victim.die()
+			for _, o := range others {
+				o.away.Store(true)
+			}
+			time.Sleep(away)
+			for _, o := range others {
+				o.away.Store(false)
+			}
+			for b.nodes("dead")[name].Held > 0 || b.nodes("live")[name].ID != "" || b.nodes("silent")[name].ID != "" {
+				if time.Since(killed) > time.Minute {
+					b.Fatalf("%s is not taken for dead", name)
+				}
+				time.Sleep(100 * time.Millisecond)
+			}
+			took := time.Since(killed)
+			b.Logf("with the database away for %v, what %s held was free after %v", away, name, took)
+			if took > 19*time.Second {
+				b.Errorf("what %s held was free after %v, want 19 s at most", name, took)
+			}
+			live := b.nodes("live")
+			for n, was := range before {
+				if n != name && live[n].ID != was.ID {
+					b.Errorf("%s was taken for dead", n)
+				}
+			}
+			victim.kill()
+			b.examine()
+			victim.join(b, name)
+			time.Sleep(5 * time.Second)
+			// Once more, for a moment, before anything has come to rest.
+			for _, o := range m {
+				o.away.Store(true)
+			}
+			time.Sleep(5500 * time.Millisecond)
+			for _, o := range m {
+				o.away.Store(false)
+			}
+			time.Sleep(5 * time.Second)
+		}
+		b.want(b.ends(id), batch.Completed, 1200, 1200, 0)
+		drainAll(m)
+	})
+}
+
+// TestCutOffAsClockIsSet cuts a node off from the database just after its heartbeat, as the database's
+// clock is set ahead and just before the heartbeat of another: to that one it has been silent for long.
+// It waits until the node has stopped sending.
+func TestCutOffAsClockIsSet(t *testing.T) {
+	for i, step := range []time.Duration{16 * time.Second, time.Hour} {
+		if sparing(i, 2) {
+			continue
+		}
+		t.Run(step.String(), func(t *testing.T) {
+			clusterOf(t, "", 2, sim.Config{Timing: sim.Timing{Latency: time.Second, Jitter: 0.5}}, 4, 200, func(b *bench, m []*member) {
+				var cut time.Time
+				m[1].hook.Store(new(func(op string, n int) {
+					if op == "Heartbeat" && n == 7 {
+						time.Sleep(100 * time.Millisecond) // that of the other came at the same time
+						b.ahead.Add(int64(step))
+						m[0].away.Store(true)
+						cut = time.Now()
+					}
+				}))
+				id := b.run(chat(800))
+				time.Sleep(32 * time.Second)
+				last, at := m[0].up.Calls().Calls, time.Now()
+				if cut.IsZero() {
+					b.Fatal("there was no such heartbeat")
+				}
+				for b.nodes("dead")["node 0"].ID == "" {
+					if time.Since(cut) > time.Minute {
+						b.Fatal("the node is not taken for dead")
+					}
+					time.Sleep(50 * time.Millisecond)
+					if n := m[0].up.Calls().Calls; n != last {
+						last, at = n, time.Now()
+					}
+				}
+				took := time.Since(cut)
+				b.Logf("the last request was sent %v after the cut; the node was taken for dead after %v", at.Sub(cut), took)
+				time.Sleep(20 * time.Second)
+				if n := m[0].up.Calls().Calls; n != last || at.Sub(cut) < 10*time.Second {
+					b.Errorf("%d requests were sent before the node was taken for dead and %d after, the last of the former %v after the cut", last, n-last, at.Sub(cut))
+				}
+				m[0].away.Store(false)
+				b.want(b.ends(id), batch.Completed, 800, 800, 0)
+				drainAll(m)
+			})
+		})
+	}
+}
+
 // TestClockOfDatabase sets the clock of the database, by which nodes judge each other. Nobody dies of
 // it, and who dies is missed soon.
 func TestClockOfDatabase(t *testing.T) {
@@ -410,8 +515,8 @@ func TestWorkSpreads(t *testing.T) {
 // TestUpstreamAwayFromOneNode cuts one node off from its upstream. The others do its work before
 // long, and it does its part again when the upstream is back.
 func TestUpstreamAwayFromOneNode(t *testing.T) {
-	for i, how := range []string{"refused", "throttled"} {
-		if sparing(i, 2) {
+	for i, how := range []string{"refused", "throttled", "failing"} {
+		if sparing(i, 3) {
 			continue
 		}
 		t.Run(how, func(t *testing.T) {
@@ -420,15 +525,27 @@ func TestUpstreamAwayFromOneNode(t *testing.T) {
 				id := b.run(text)
 				time.Sleep(5 * time.Second)
 				back := func() { m[0].up.away.Store(false) }
-				if how == "refused" {
+				switch how {
+				case "refused":
 					m[0].up.away.Store(true)
-				} else {
+				case "throttled":
 					back = m[0].up.refuse(429)
+				case "failing":
+					back = m[0].up.refuse(500)
 				}
 				start := time.Now()
+				died := int64(0) // owners of a segment, as far as is remembered
+				for !b.look(id).Status.Terminal() && time.Since(start) < 10*time.Minute {
+					died = max(died, query[int64](b, "SELECT max(deaths) FROM segments")[0])
+					time.Sleep(200 * time.Millisecond)
+				}
 				b.want(b.ends(id), batch.Completed, 400, 400, 0)
 				if took := time.Since(start); took > 100*time.Second {
 					b.Errorf("with one of two upstreams away, the batch took %v", took)
+				}
+				// Of requests that failed it is passed on that they may be to blame, and of others it is not.
+				if (died > 0) != (how == "failing") {
+					b.Errorf("segments have seen %d deaths", died)
 				}
 				for name := range b.nodes("dead") {
 					if strings.HasPrefix(name, "node") {
@@ -519,7 +636,13 @@ func TestBlobsAwayFromOneNode(t *testing.T) {
 		}
 		b.wantCalls(text, 1)
 		start = time.Now()
+		taken := m[0].faults.counts()
 		b.want(b.ends(b.run(chat(40))), batch.Completed, 40, 40, 0)
+		for _, op := range []string{"Claim", "ClaimValidating"} {
+			if n := m[0].faults.counts()[op] - taken[op]; n > 0 {
+				b.Errorf("while it is cut off, the node asks %d times for work (%s)", n, op)
+			}
+		}
 		if took := time.Since(start); took > 15*time.Second {
 			b.Errorf("with one of two nodes cut off, a batch of 40 took %v", took)
 		}

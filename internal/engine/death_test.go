@@ -1,9 +1,14 @@
 package engine_test
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -110,6 +115,70 @@ func TestDrainWithoutDatabase(t *testing.T) {
 		p.drain()
 	})
 }
+
+// TestStopWithoutDatabase takes the database away for a minute, from the moment that answers wait to be
+// recorded, and then stops the process: it says how many answers it could not record. Its log says of
+// each thing that it fails, every ten seconds at most.
+func TestStopWithoutDatabase(t *testing.T) {
+	bubble(t, func(b *bench) {
+		u := b.upstream(sim.Config{Timing: sim.Timing{Latency: time.Second, Jitter: 0.9}}, upstream.Config{MaxInFlight: 40})
+		text := chat(200)
+		id := b.run(text)
+		var away atomic.Bool
+		f := newFaults(func(op string, _, _ int) fate {
+			if away.Load() {
+				return lost
+			}
+			return done
+		})
+		log := &lineCounter{lines: map[string]int{}}
+		p := b.start(f.in, small(10), func(c *engine.Config) { c.Log = slog.New(log) })
+		b.recorded(id, 40)
+		away.Store(true)
+		before := b.look(id).Counts.Completed
+		time.Sleep(time.Minute)
+		start := time.Now()
+		p.stop()
+		unrecorded, ok := errors.AsType[*engine.UnrecordedError](<-p.ended)
+		if !ok || int64(unrecorded.Results) != int64(u.Calls().Calls)-before || !errors.Is(unrecorded, errFault) {
+			b.Errorf("Run() = %v, with %d of %d answers recorded", unrecorded, before, u.Calls().Calls)
+		}
+		if took := time.Since(start); took > 20*time.Second {
+			b.Errorf("to end took %v", took)
+		}
+		log.mu.Lock()
+		if log.lines["claim segments"] < 6 || log.lines["record results; sending stops until that works"] < 3 {
+			b.Errorf("the log does not tell what fails: %v", log.lines)
+		}
+		for line, n := range log.lines {
+			if n > 1+int(80*time.Second/(10*time.Second)) {
+				b.Errorf("in 80 s it is logged %d times: %s", n, line)
+			}
+		}
+		log.mu.Unlock()
+		b.examine()
+		p = b.start(small(10))
+		b.want(b.ends(id), batch.Completed, 200, 200, 0)
+		p.drain()
+	})
+}
+
+// A lineCounter counts lines of a log by their message.
+type lineCounter struct {
+	mu    sync.Mutex
+	lines map[string]int
+}
+
+func (c *lineCounter) Handle(_ context.Context, r slog.Record) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.lines[r.Message]++
+	return nil
+}
+
+func (*lineCounter) Enabled(context.Context, slog.Level) bool { return true }
+func (c *lineCounter) WithAttrs([]slog.Attr) slog.Handler     { return c }
+func (c *lineCounter) WithGroup(string) slog.Handler          { return c }
 
 // TestDeaths kills one process after the other, each at some operation on its store or its blobs
 // that takes effect or does not. What was recorded is never asked for again.

@@ -17,7 +17,7 @@ func (e *Engine) work(s *site, c *call) {
 	defer caller.Release()
 	wait := make(chan *call, 1)
 	meter := e.metrics.meter(s.up)
-	var line []byte
+	var line, entry []byte
 	for ; c != nil; c = e.next(s, c, wait) {
 		start := time.Now()
 		if !e.leased(start) { // it ended between the choice and here
@@ -33,10 +33,14 @@ func (e *Engine) work(s *site, c *call) {
 			e.metrics.result(r)
 		default:
 			line = r.AppendLine(line[:0], c.lease.BatchID, c.request().Request)
-			e.recorder.add(c.hold, int(c.i), r.OK(), r.Usage, line)
+			entry = journal.AppendEntry(entry[:0], int(c.i), r.OK(), line)
+			e.recorder.add(c.hold, r.OK(), r.Usage, entry)
 			e.metrics.result(r)
 			if cap(line) > 64<<10 {
 				line = nil // of thousands of workers each would keep one
+			}
+			if cap(entry) > 64<<10 {
+				entry = nil
 			}
 		}
 		caller.Release()

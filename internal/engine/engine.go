@@ -16,6 +16,7 @@ package engine
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"maps"
 	"slices"
@@ -87,6 +88,7 @@ type Engine struct {
 	pool    *upstream.Pool
 	log     *slog.Logger
 	metrics *Metrics
+	outages outages
 	member  *membership
 	born    time.Time // when it was made: monotonic time is counted from then
 
@@ -130,6 +132,7 @@ type Engine struct {
 const (
 	poll             = 250 * time.Millisecond // for what nobody woke us for
 	windowLines      = 1000
+	embeddingLines   = 250 // of a window of embeddings, whose answers are large: they are to have room in keptBytes
 	windowBytes      = 8 << 20
 	admissionsAtOnce = 3
 	sealers          = 2
@@ -172,7 +175,8 @@ func New(c Config) *Engine {
 		admitted: map[string]bool{}, waiting: map[string]string{}, unserved: map[string]batch.Lane{}, paces: map[work]*sched.Pace{},
 		noticed: map[work]time.Time{},
 	}
-	e.recorder = newRecorder(c.Store, c.Log, c.Metrics)
+	e.outages = newOutages(c.Log)
+	e.recorder = newRecorder(c.Store, e.outages.record, c.Metrics)
 	e.adoptPool()
 	c.Metrics.watch(e)
 	return e
@@ -194,7 +198,8 @@ func wake(c chan struct{}) {
 
 // Run moves batches until ctx ends. Then it claims nothing more, lets the calls in flight end, for
 // Config.Drain at most or until abort ends, records what they brought, and returns. Requests it
-// did not get to are as if it had never seen them.
+// did not get to are as if it had never seen them. If the database is away for so long that something
+// cannot be recorded, it fails with an UnrecordedError.
 func (e *Engine) Run(ctx, abort context.Context) error {
 	node, err := e.join(ctx)
 	if err != nil {
@@ -213,8 +218,8 @@ func (e *Engine) Run(ctx, abort context.Context) error {
 	defer e.alarm.Stop()
 
 	// Before anything is claimed: deadlines may have passed while nobody looked.
-	if err := e.expire(ctx); err != nil && ctx.Err() == nil {
-		e.log.Error("expire batches", "err", err)
+	if err := e.expire(ctx); ctx.Err() == nil {
+		e.outages.expire.Note(err)
 	}
 
 	// Three stages end one after the other: what brings new work in, what executes it, what
@@ -270,18 +275,36 @@ func (e *Engine) Run(ctx, abort context.Context) error {
 	e.shareLast(farewell)
 	expire()
 	beating.Wait()
-	return e.store.Leave(farewell, e.member.self())
+	if err := e.store.Leave(farewell, e.member.self()); err != nil {
+		// Whoever is silent is missed soon enough.
+		e.log.Warn("leave; others take over what this node held once it has been silent for long", "node", e.cfg.Node, "err", err)
+	}
+	return e.recorder.forgotten()
 }
+
+// An UnrecordedError tells that Run ended as it was asked to, but that of what calls had brought last
+// it is not known to be recorded. What is not is asked for again, as if the calls had been cut off.
+type UnrecordedError struct {
+	Results int
+	Err     error // why
+}
+
+func (e *UnrecordedError) Error() string {
+	return fmt.Sprintf("stopped, but %d results could not be recorded, and are asked for again: %v", e.Results, e.Err)
+}
+
+func (e *UnrecordedError) Unwrap() error { return e.Err }
 
 // join makes this process a node.
 func (e *Engine) join(ctx context.Context) (node string, err error) {
-	for first := true; ; first = false {
+	for {
 		node, err = e.store.Join(context.WithoutCancel(ctx), e.cfg.Node)
-		if err == nil || !e.cfg.AwaitStore {
-			return node, err
+		if err != nil && !e.cfg.AwaitStore {
+			return "", err
 		}
-		if first {
-			e.log.Warn("join; trying again every second", "node", e.cfg.Node, "err", err)
+		e.outages.join.Note(err, "node", e.cfg.Node)
+		if err == nil {
+			return node, nil
 		}
 		select {
 		case <-time.After(time.Second):
@@ -313,8 +336,10 @@ func (e *Engine) releaseAll(ctx context.Context) {
 	holds := slices.Collect(maps.Values(e.holds))
 	e.mu.Unlock()
 	for _, h := range holds {
-		if err := e.store.Release(ctx, e.recorder.lease(h)); err != nil && !errors.Is(err, batch.ErrLeaseLost) {
-			e.log.Warn("release segment", "segment", h.lease.ID, "err", err)
+		err := e.store.Release(ctx, e.recorder.lease(h))
+		if errors.Is(err, batch.ErrLeaseLost) {
+			err = nil
 		}
+		e.outages.release.Note(err, "segment", h.lease.ID)
 	}
 }

@@ -395,7 +395,12 @@ func (b *bench) batch(input string, window time.Duration) batch.Batch {
 // create makes a batch of the input, due within the window.
 func (b *bench) create(input string, window time.Duration) string {
 	b.Helper()
-	x := b.batch(input, window)
+	return b.enter(b.batch(input, window))
+}
+
+// enter is create for a batch that is made already.
+func (b *bench) enter(x batch.Batch) string {
+	b.Helper()
 	if err := b.store.CreateBatch(b.Context(), x); err != nil {
 		b.Fatal(err)
 	}

@@ -79,8 +79,8 @@ func (e *Engine) shareAll(ctx context.Context) {
 		if wait <= 0 {
 			asked = time.Now()
 			err := e.share(ctx)
-			if err != nil && !failed && ctx.Err() == nil && !errors.Is(err, batch.ErrDeclaredDead) {
-				e.log.Warn("share the limits of upstreams; what is held until now holds on", "err", err)
+			if ctx.Err() == nil && !errors.Is(err, batch.ErrDeclaredDead) {
+				e.outages.share.Note(err)
 			}
 			failed = err != nil
 			continue

@@ -245,7 +245,7 @@ func TestNodesShareRates(t *testing.T) {
 			cfg := upstream.Config{MaxInFlight: 50, Limits: test.limits}
 			n1, n2 := b.fellow("one", u, cfg), b.fellow("two", u, cfg)
 			start := time.Now()
-			id := b.run(chat(480))
+			id := b.run(stating(chat(480)))
 			time.Sleep(50 * time.Second)
 			n3 := b.fellow("three", u, cfg)
 			time.Sleep(40 * time.Second)

@@ -35,6 +35,9 @@ const (
 	// margin is how long before the others may take its segments a node stops sending: for the call
 	// that is just being sent, and for clocks that do not go equally fast.
 	margin = 2 * time.Second
+	// heardAll is how long this node's own heartbeats have come through until whoever lives has been
+	// heard, too: who gets no answer gives up after beatEvery, and tries again within beatAgain.
+	heardAll = 2 * beatEvery
 )
 
 // An instant is a moment by both clocks of a machine. Of these, the wall clock may be set, and the
@@ -72,7 +75,9 @@ type membership struct {
 	renewed  chan struct{}   // closed with each renewal
 	last     batch.Heartbeat // that succeeded
 	sent     instant         // when that was sent
+	took     time.Duration   // until it was answered
 	unbroken instant         // when the first was sent of a row without a failure
+	trusted  instant         // when the first was sent since which all clocks have gone on alike
 	failing  bool            // the last one failed
 }
 
@@ -198,12 +203,11 @@ func (e *Engine) beat(ctx context.Context) {
 		e.deposed(node)
 	case ctx.Err() == nil:
 		e.member.mu.Lock()
-		first := !e.member.failing
 		e.member.failing = true
 		e.member.mu.Unlock()
-		if first {
-			e.log.Warn("heartbeat; trying again every second", "node", e.cfg.Node, "err", err)
-		}
+	}
+	if ctx.Err() == nil && !errors.Is(err, batch.ErrDeclaredDead) {
+		e.outages.beat.Note(err, "node", e.cfg.Node)
 	}
 }
 
@@ -243,11 +247,15 @@ func (m *membership) note(node string, sent, answered instant, h batch.Heartbeat
 	took, _ := answered.since(sent)
 	// By how much the database's clock went on differently from ours. A heartbeat is noted there
 	// somewhere between its being sent and answered.
-	off := (h.At.Sub(m.last.At) - passed).Abs() - took
-	if m.failing || !agree || passed > 2*beatEvery || off > margin {
+	theirs := h.At.Sub(m.last.At)
+	off := max(theirs-passed-took, passed-theirs-m.took)
+	if m.failing || passed > 2*beatEvery {
 		m.unbroken = sent
 	}
-	m.last, m.sent, m.failing = h, sent, false
+	if !agree || off > margin {
+		m.trusted = sent
+	}
+	m.last, m.sent, m.took, m.failing = h, sent, took, false
 	return true
 }
 
@@ -326,8 +334,8 @@ func (e *Engine) buryAll(ctx context.Context) {
 		if b.Batches > 0 {
 			wake(e.wakeAdmit)
 		}
-		if err != nil && ctx.Err() == nil {
-			e.log.Error("free the work of dead nodes", "err", err)
+		if ctx.Err() == nil {
+			e.outages.bury.Note(err)
 		}
 	}
 }
@@ -339,9 +347,12 @@ func (m *membership) heard() time.Time {
 	return m.last.At
 }
 
-// mayJudge reports whether this node may take others for dead, and after what silence. It may once its
-// own heartbeats have come through for as long as one lasts: whoever lives has been heard in that
-// time, after whatever befell the database, its clock, or this machine.
+// mayJudge reports whether this node may take others for dead, and after what silence.
+//
+// After an outage it waits until everybody who lives has been heard again, and no longer: how long
+// somebody was silent before is what the database says, and the lease of who was silent for so long has
+// ended. After a clock was set, what the database says of the time before is void. Who had been heard
+// just then, and nothing reaches any more, may send until its lease ends; so that is waited for.
 func (m *membership) mayJudge(now instant) (node string, silent time.Duration, ok bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -349,6 +360,7 @@ func (m *membership) mayJudge(now instant) (node string, silent time.Duration, o
 		return "", 0, false
 	}
 	row, _ := now.since(m.unbroken)
+	trust, _ := now.since(m.trusted)
 	last, agree := now.since(m.sent)
-	return m.node, m.last.Lasts, row >= m.last.Lasts && agree && last < beatEvery+margin
+	return m.node, m.last.Lasts, row >= heardAll && trust >= m.last.Lasts && agree && last < beatEvery+margin
 }

@@ -41,17 +41,21 @@ func TestLeaseEndsByEitherClock(t *testing.T) {
 	}
 }
 
-// TestMayJudge lets a node judge others only when its own heartbeats have come through for as long as
-// one lasts, by both of its clocks and that of the database.
+// TestMayJudge lets a node judge others only when its own heartbeats have come through for so long that
+// everybody has been heard, and when for as long as a heartbeat lasts its own clocks and that of the
+// database have gone on alike.
 func TestMayJudge(t *testing.T) {
-	type beat struct{ wall, mono, database time.Duration } // since the beginning
-	even := func(from, to time.Duration) (beats []beat) {
-		for d := from; d <= to; d += 5 * time.Second {
-			beats = append(beats, beat{d, d, d})
+	type beat struct{ wall, mono, database, took time.Duration } // since the beginning; took it to be answered
+	const s = time.Second
+	// row is of heartbeats every 5 s, from then on with the clocks set by so much.
+	row := func(from, to time.Duration, set beat) (beats []beat) {
+		for d := from; d <= to; d += 5 * s {
+			beats = append(beats, beat{d + set.wall, d + set.mono, d + set.database, set.took})
 		}
 		return beats
 	}
-	const s = time.Second
+	even := func(from, to time.Duration) []beat { return row(from, to, beat{}) }
+	after := func(to time.Duration, set beat) []beat { return append(even(0, 20*s), row(25*s, to, set)...) }
 	for _, test := range []struct {
 		name   string
 		beats  []beat
@@ -63,20 +67,26 @@ func TestMayJudge(t *testing.T) {
 		{"long enough", even(0, 15*s), -1, 0, true},
 		{"a second later", even(0, 15*s), -1, s, true},
 		{"no answer to the last", even(0, 30*s), -1, 7 * s, false},
-		{"one failed", even(0, 25*s), 3, 0, false},
+		{"one failed", even(0, 25*s), 3, 4 * s, false},
+		{"one failed 10 s ago", even(0, 30*s), 3, 0, true},
 		{"one failed long ago", even(0, 40*s), 3, 0, true},
 		{"the last one failed", even(0, 40*s), 8, 0, false},
-		{"one is missing", append(even(0, 20*s), even(31*s, 41*s)...), -1, 0, false},
-		{"suspended", append(even(0, 20*s), beat{time.Hour, 25 * s, time.Hour}), -1, 0, false},
-		{"wall clock set back", append(even(0, 20*s), beat{-time.Hour, 25 * s, 25 * s}), -1, 0, false},
-		{"the database's clock set ahead", append(even(0, 20*s), beat{25 * s, 25 * s, time.Hour}), -1, 0, false},
-		{"the database's clock set back", append(even(0, 20*s), beat{25 * s, 25 * s, -time.Hour}), -1, 0, false},
-		{"the database's clock is an hour ahead of ours", func() (beats []beat) {
-			for _, b := range even(0, 20*s) {
-				beats = append(beats, beat{b.wall, b.mono, b.database + time.Hour})
-			}
-			return beats
-		}(), -1, 0, true},
+		{"one is missing", append(even(0, 20*s), even(31*s, 36*s)...), -1, 4 * s, false},
+		{"one was missing", append(even(0, 20*s), even(31*s, 41*s)...), -1, 0, true},
+		{"suspended", after(35*s, beat{time.Hour, 0, time.Hour, 0}), -1, 4 * s, false},
+		{"was suspended", after(40*s, beat{time.Hour, 0, time.Hour, 0}), -1, 0, true},
+		{"wall clock set back", after(35*s, beat{-time.Hour, 0, 0, 0}), -1, 4 * s, false},
+		{"wall clock set ahead", after(35*s, beat{time.Hour, 0, 0, 0}), -1, 4 * s, false},
+		{"the database's clock set ahead", after(35*s, beat{0, 0, time.Hour, 0}), -1, 4 * s, false},
+		{"the database's clock set ahead a little", after(35*s, beat{0, 0, 2100 * time.Millisecond, 0}), -1, 4 * s, false},
+		{"the database's clock was set ahead", after(40*s, beat{0, 0, time.Hour, 0}), -1, 0, true},
+		{"the database's clock set back", after(35*s, beat{0, 0, -time.Hour, 0}), -1, 4 * s, false},
+		{"set ahead while none came through", append(even(0, 20*s), row(60*s, 70*s, beat{0, 0, 3 * s, 0})...), -1, 4 * s, false},
+		{"none came through", append(even(0, 20*s), even(60*s, 70*s)...), -1, 0, true},
+		{"noted late", after(30*s, beat{0, 0, 4 * s, 4 * s}), -1, 0, true},
+		{"one was noted late", append(after(25*s, beat{0, 0, 4 * s, 4 * s}), even(30*s, 30*s)...), -1, 0, true},
+		{"one was noted later than it was answered", append(after(25*s, beat{0, 0, 4 * s, s}), even(30*s, 30*s)...), -1, 0, false},
+		{"the database's clock is an hour ahead of ours", row(0, 20*s, beat{0, 0, time.Hour, 0}), -1, 0, true},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			m := newMembership()
@@ -88,7 +98,7 @@ func TestMayJudge(t *testing.T) {
 					m.failing = true
 					continue
 				}
-				m.note("node", last, last, batch.Heartbeat{Lasts: 15 * s, At: time.UnixMilli(0).Add(b.database)})
+				m.note("node", last, last.add(b.took), batch.Heartbeat{Lasts: 15 * s, At: time.UnixMilli(0).Add(b.database)})
 			}
 			if _, silent, ok := m.mayJudge(last.add(test.after)); ok != test.want || ok && silent != 15*s {
 				t.Errorf("mayJudge() = %v after %v, want %v", ok, silent, test.want)

@@ -2,13 +2,14 @@ package engine
 
 import (
 	"context"
-	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"offpeak/internal/batch"
 	"offpeak/internal/journal"
+	"offpeak/internal/outage"
 )
 
 type journals interface {
@@ -24,7 +25,7 @@ type journals interface {
 // for all segments together.
 type recorder struct {
 	store   journals
-	log     *slog.Logger
+	outage  *outage.Log
 	metrics *Metrics
 	wake    chan struct{} // of capacity 1
 	commits atomic.Int64  // transactions that recorded something
@@ -39,7 +40,11 @@ type recorder struct {
 	hurried  bool // workers are to end and wait for nothing
 	closed   bool
 	flushes  []chan struct{} // closed once what is in groups is recorded
+	given    int             // results that were given up
+	why      error           // they were
 	spare    [][]byte        // memory of groups that are packed, for the next ones
+	spared   int             // bytes of that
+	kept     int             // bytes of groups in holds
 }
 
 // A group is what is to be recorded of one hold in one transaction.
@@ -55,17 +60,21 @@ const (
 	groupBytes = 256 << 10
 	// pendingBytes bounds what waits to be recorded; beyond it workers wait, too.
 	pendingBytes = 4 << 20
+	// keptBytes bounds the groups that are kept in memory after they were recorded, until their segment
+	// is sealed, so that they need not be read again. Those with few results for their size are worth it.
+	keptBytes   = 16 << 20
+	largeResult = 2 << 10
 )
 
-func newRecorder(s journals, log *slog.Logger, m *Metrics) *recorder {
-	r := &recorder{store: s, log: log, metrics: m, wake: make(chan struct{}, 1)}
+func newRecorder(s journals, o *outage.Log, m *Metrics) *recorder {
+	r := &recorder{store: s, outage: o, metrics: m, wake: make(chan struct{}, 1)}
 	r.space.L = &r.mu
 	return r
 }
 
-// add takes the finished line of one result. It blocks while too much waits to be recorded, unless
-// hurried. Of a segment that is lost it takes nothing.
-func (r *recorder) add(h *hold, index int, ok bool, u batch.Usage, line []byte) {
+// add takes the entry of one result. It blocks while too much waits to be recorded, unless hurried. Of
+// a segment that is lost it takes nothing.
+func (r *recorder) add(h *hold, ok bool, u batch.Usage, entry []byte) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if !r.room(h) {
@@ -76,12 +85,15 @@ func (r *recorder) add(h *hold, index int, ok bool, u batch.Usage, line []byte) 
 		g = r.newGroup(h)
 		if last := len(r.spare) - 1; last >= 0 {
 			g.data, r.spare = r.spare[last], r.spare[:last]
+			r.spared -= cap(g.data)
 		}
 	}
-	before := len(g.data)
-	g.data = journal.AppendEntry(g.data, index, ok, line)
+	if room := cap(g.data) - len(g.data); room < len(entry) {
+		g.data = slices.Grow(g.data, max(len(entry), len(g.data))) // more are going to follow
+	}
+	g.data = append(g.data, entry...)
 	r.count(h, g, ok, u)
-	r.added(len(g.data) - before)
+	r.added(len(entry))
 }
 
 // addPacked is add of a result that is packed already, in one or more groups. The result counts with the
@@ -230,14 +242,16 @@ func (r *recorder) run(ctx context.Context, settled func(context.Context, *hold,
 		}
 		groups := make([]batch.Group, len(next.groups))
 		for i, h := range next.groups {
-			groups[i] = batch.Group{Lease: h.lease, Tally: h.lease.Tally, Data: h.data}
 			if !h.packed {
-				groups[i].Data = packer.Pack(h.data)
+				data := packer.Pack(h.data)
 				r.reuse(h.data)
+				h.data = data
 			}
+			groups[i] = batch.Group{Lease: h.lease, Tally: h.lease.Tally, Data: h.data}
 		}
 		lost, err := r.record(ctx, groups)
 		if err != nil {
+			r.forget(next.groups, err)
 			return // asked to end; whatever is unrecorded is sent again another time
 		}
 		for _, h := range r.recorded(next.groups, lost) {
@@ -255,6 +269,36 @@ func (r *recorder) run(ctx context.Context, settled func(context.Context, *hold,
 			return
 		}
 	}
+}
+
+// forget notes that groups are given up that could not be recorded.
+func (r *recorder) forget(groups []taken, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, h := range groups {
+		if !h.hold.lost {
+			r.given += h.n
+		}
+	}
+	r.why = err
+}
+
+// forgotten tells of what was added and never recorded, once run has returned.
+func (r *recorder) forgotten() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	n := r.given
+	for _, h := range r.groups {
+		if !h.lost {
+			for _, g := range h.groups {
+				n += g.n
+			}
+		}
+	}
+	if n == 0 {
+		return nil
+	}
+	return &UnrecordedError{n, r.why}
 }
 
 // taken is a group of a hold on its way to the store, with the lease as it was at that moment, but for
@@ -320,16 +364,64 @@ func (r *recorder) collect() (next round, wait time.Duration) {
 	return next, -1
 }
 
-// spareGroups is of how many groups the memory is kept, unless they were larger than most are.
-const spareGroups = 4
+// spareGroups is of how many groups the memory is kept, and spareBytes how much at most.
+const (
+	spareGroups = 4
+	spareBytes  = 2 * pendingBytes
+)
 
 // reuse keeps the memory of a group that is packed.
 func (r *recorder) reuse(data []byte) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if len(r.spare) < spareGroups && cap(data) <= 2*groupBytes {
+	if len(r.spare) < spareGroups && r.spared+cap(data) <= spareBytes {
 		r.spare = append(r.spare, data[:0])
+		r.spared += cap(data)
 	}
+}
+
+// keep keeps a group that is recorded in memory, if it is worth it. r.mu is held.
+func (r *recorder) keep(h *hold, seq int64, group []byte, results int) {
+	if h.released || len(group) < results*largeResult || r.kept+len(group) > keptBytes {
+		return
+	}
+	if h.kept == nil {
+		h.kept = map[int64][]byte{}
+	}
+	h.kept[seq] = group
+	r.kept += len(group)
+}
+
+// release gives up what is kept of h, for good.
+func (r *recorder) release(h *hold) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, group := range h.kept {
+		r.kept -= len(group)
+	}
+	h.kept, h.released = nil, true
+}
+
+// journalOf returns the journal for who reads what is recorded of h.
+func (r *recorder) journalOf(h *hold) journal.Store { return heldJournal{r.store, r, h} }
+
+// A heldJournal is the journal with the groups of one hold that are in memory. Which there are is for
+// the database to say: a group that it has is never changed, but all of them are gone once the segment
+// is sealed, by whomever.
+type heldJournal struct {
+	journal.Store
+	r *recorder
+	h *hold
+}
+
+func (j heldJournal) JournalGroup(ctx context.Context, segment, seq int64) ([]byte, error) {
+	j.r.mu.Lock()
+	group := j.h.kept[seq]
+	j.r.mu.Unlock()
+	if group != nil {
+		return group, nil
+	}
+	return j.Store.JournalGroup(ctx, segment, seq)
 }
 
 // record has the groups recorded, for as long as that takes. It repeats a failed transaction as it
@@ -340,7 +432,11 @@ func (r *recorder) record(ctx context.Context, groups []batch.Group) (lost []int
 	}
 	start := time.Now()
 	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
-		if lost, err = r.store.Record(ctx, groups); err == nil {
+		lost, err = r.store.Record(ctx, groups)
+		if ctx.Err() == nil {
+			r.outage.Note(err)
+		}
+		if err == nil {
 			r.commits.Add(1)
 			r.metrics.commit(len(groups), time.Since(start))
 			return lost, nil
@@ -348,7 +444,6 @@ func (r *recorder) record(ctx context.Context, groups []batch.Group) (lost []int
 		if ctx.Err() != nil {
 			return nil, err
 		}
-		r.log.Error("record results; sending stops until that works", "err", err)
 		select {
 		case <-time.After(wait):
 		case <-ctx.Done():
@@ -372,6 +467,9 @@ func (r *recorder) recorded(holds []taken, lost []int64) (gone []*hold) {
 			gone = append(gone, h.hold)
 		} else {
 			h.hold.lease.Seq++
+			if !h.packed { // else it has a large line, which is read back piece by piece
+				r.keep(h.hold, h.hold.lease.Seq, h.data, h.n)
+			}
 		}
 	}
 	return gone

@@ -33,6 +33,7 @@ func (e *Engine) sealHold(ctx context.Context, h *hold) {
 			// Repeated as it was: if only the reply got lost, the journal is gone already.
 			var last bool
 			if last, err = e.store.Seal(ctx, lease, output, errs); err == nil {
+				e.outages.seal.Note(nil)
 				e.metrics.sealed.Inc()
 				e.drop(h)
 				if last {
@@ -63,7 +64,7 @@ func (e *Engine) sealHold(ctx context.Context, h *hold) {
 		case ctx.Err() != nil:
 			return // it stays held and is released
 		}
-		e.log.Error("seal segment", "batch", h.lease.BatchID, "segment", h.lease.ID, "err", err)
+		e.outages.seal.Note(err, "batch", h.lease.BatchID, "segment", h.lease.ID)
 		select {
 		case <-time.After(pause):
 		case <-ctx.Done():
@@ -79,7 +80,7 @@ var errUnrecorded = errors.New("there is no result, and the batch is not ending"
 // writeParts writes what is recorded of h to an output and an error part, in the order of lines.
 func (e *Engine) writeParts(ctx context.Context, h *hold, lease batch.Lease) (output, errs batch.Part, err error) {
 	fail := func(err error) (batch.Part, batch.Part, error) { return batch.Part{}, batch.Part{}, err }
-	recorded, err := journal.Read(ctx, e.store, lease.ID, len(h.requests))
+	recorded, err := journal.Read(ctx, e.recorder.journalOf(h), lease.ID, len(h.requests))
 	if err != nil {
 		return fail(err)
 	}

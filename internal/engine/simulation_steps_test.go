@@ -108,7 +108,7 @@ func (w *world) process(f *faults) *process {
 // lapsed reports whether what is in the table is no longer its who holds the token.
 func (w *world) lapsed(table string, id any, token string) bool {
 	var n int
-	err := w.db.QueryRow("SELECT count(*) FROM "+table+" WHERE id = $1 AND token = $2", id, token).Scan(&n)
+	err := w.holds[table].QueryRow(id, token).Scan(&n)
 	return err == nil && n == 0
 }
 

@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"path/filepath"
 	"runtime"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -57,6 +58,8 @@ func TestSimulation(t *testing.T) {
 		first = uint64(time.Now().UnixNano()) % 1_000_000_000
 	}
 	t.Logf("%d seeds from %d on", n, first)
+	before := debug.SetGCPercent(400) // each is small, and memory is cheaper than time
+	t.Cleanup(func() { debug.SetGCPercent(before) })
 	var failed atomic.Int64
 	for i := range uint64(n) {
 		t.Run(fmt.Sprint(first+i), func(t *testing.T) {
@@ -101,7 +104,8 @@ type world struct {
 	*bench
 	seed  uint64
 	trace *trace
-	db    *sql.DB // reads what is there
+	db    *sql.DB              // reads what is there
+	holds map[string]*sql.Stmt // of a table, finds a row by id and token
 	steps int
 	step  int
 
@@ -164,6 +168,12 @@ func newWorld(t *testing.T, seed uint64, trace *trace) *world {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { w.db.Close() })
+	w.holds = map[string]*sql.Stmt{}
+	for _, table := range []string{"segments", "batches"} {
+		if w.holds[table], err = w.db.Prepare("SELECT count(*) FROM " + table + " WHERE id = $1 AND token = $2"); err != nil {
+			t.Fatal(err)
+		}
+	}
 	dice := w.dice("world")
 	w.steps = 10 + dice.IntN(30)
 	w.gentle = dice.IntN(2) == 0
@@ -243,6 +253,7 @@ var steps = []struct {
 	{7, (*world).spoil},
 	{3, (*world).turnClock},
 	{2, func(w *world, dice *rand.Rand) { // nobody comes to start it for long
+		w.endDuel(w.dice("duel", w.step)) // who would look around every second for all that time
 		w.stop(dice, 0)
 		w.pass(between(dice, time.Hour, 100*time.Hour))
 	}},

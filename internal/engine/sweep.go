@@ -39,18 +39,15 @@ func (e *Engine) finalizeAll(ctx context.Context) {
 
 func (e *Engine) finalizeReady(ctx context.Context) {
 	ids, err := e.store.Finalizable(ctx)
-	if err != nil {
-		if ctx.Err() == nil {
-			e.log.Error("look for batches to finalize", "err", err)
-		}
-		return
+	if ctx.Err() == nil && (err != nil || len(ids) == 0) {
+		e.outages.finalize.Note(err)
 	}
 	for _, id := range ids {
 		b, done, err := e.store.Finalize(ctx, id)
+		if ctx.Err() == nil {
+			e.outages.finalize.Note(err, "batch", id)
+		}
 		if err != nil {
-			if ctx.Err() == nil {
-				e.log.Error("finalize batch", "batch", id, "err", err)
-			}
 			continue
 		}
 		if done {
@@ -68,8 +65,8 @@ func (e *Engine) expireAll(ctx context.Context) {
 	defer tick.Stop()
 	for {
 		e.dismiss(time.Now())
-		if err := e.expire(ctx); err != nil && ctx.Err() == nil {
-			e.log.Error("end batches whose deadline has passed", "err", err)
+		if err := e.expire(ctx); ctx.Err() == nil {
+			e.outages.expire.Note(err)
 		}
 		select {
 		case <-tick.C:
@@ -89,8 +86,8 @@ func (e *Engine) sweepAll(ctx context.Context) {
 		if t, ok := e.blobs.(tidier); ok && n%60 == 0 {
 			err = errors.Join(err, t.Tidy(ctx, abandoned))
 		}
-		if err != nil && ctx.Err() == nil {
-			e.log.Error("sweep", "err", err)
+		if ctx.Err() == nil {
+			e.outages.sweep.Note(err)
 		}
 		select {
 		case <-tick.C:

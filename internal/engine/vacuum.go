@@ -26,8 +26,8 @@ func (e *Engine) vacuumAll(ctx context.Context) {
 			continue
 		}
 		seen, dirty = n, n != seen
-		if err := e.store.Vacuum(ctx); err != nil && ctx.Err() == nil {
-			e.log.Warn("vacuum the journal", "err", err)
+		if err := e.store.Vacuum(ctx); ctx.Err() == nil {
+			e.outages.vacuum.Note(err)
 		}
 	}
 }

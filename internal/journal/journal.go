@@ -5,9 +5,12 @@
 // is a format byte and then, compressed unless the format says otherwise, one entry a result:
 //
 //	uvarint  index of the request among those of the segment, in the order of lines
-//	byte     1 if the request succeeded, else 0
+//	byte     1 if the request succeeded, else 0; and 2 more if the line is packed (embeddings)
 //	uvarint  length
 //	bytes    the finished line of the output or error file
+//
+// The length of a packed line is a uint32, little endian. There are some only where the format says
+// so. How one is packed stands in digits.go.
 //
 // A line that is large stands in several groups, each with a piece of it and nothing else: see pieces.go.
 //
@@ -28,29 +31,44 @@ import (
 
 // Formats of a group.
 const (
-	formatPlain byte = iota
-	formatZstd
+	formatPlain      byte = iota
+	formatZstd            // of the same data
+	formatPacked          // plain, and lines may be packed
+	formatPackedZstd      // of the same data
 	// formatPiece is added to the format of a group that has a piece of a line.
 	formatPiece byte = 0x80
 )
 
 // The bits of an entry's second field.
 const (
-	entryOK    byte = 1
-	entryMore  byte = 4 // it is a piece, and others follow
-	entryPiece byte = 8 // it is a piece
+	entryOK byte = 1 << iota
+	entryPacked
+	entryMore  // it is a piece, and others follow
+	entryPiece // it is a piece
 )
 
-// AppendEntry appends the entry of one result to the data of a group.
+// AppendEntry appends the entry of one result to the data of a group, from which a Packer makes it.
 func AppendEntry(dst []byte, index int, ok bool, line []byte) []byte {
 	dst = binary.AppendUvarint(dst, uint64(index))
+	flags := byte(0)
 	if ok {
-		dst = append(dst, entryOK)
-	} else {
-		dst = append(dst, 0)
+		flags |= entryOK
 	}
-	dst = binary.AppendUvarint(dst, uint64(len(line)))
-	return append(dst, line...)
+	if !isNumbers(line) {
+		return appendPlain(append(dst, flags), line)
+	}
+	at := len(dst) + 1
+	dst = appendPacked(append(dst, flags|entryPacked, 0, 0, 0, 0), line)
+	if size := len(dst) - at - 4; size < len(line)*3/4 {
+		binary.LittleEndian.PutUint32(dst[at:], uint32(size))
+		return dst
+	}
+	return appendPlain(append(dst[:at-1], flags), line) // it is not as numbers as it looks
+}
+
+// appendPlain appends the line to the beginning of its entry.
+func appendPlain(dst, line []byte) []byte {
+	return append(binary.AppendUvarint(dst, uint64(len(line))), line...)
 }
 
 // An Entry is one result in the data of a group.
@@ -59,6 +77,7 @@ type Entry struct {
 	OK     bool
 	Offset int    // of Line in the data
 	Line   []byte // points into the data
+	packed bool   // Line is; never in what an Unpacker returns
 	// Of a piece, see Piece.
 	At   int  // of Line in the whole line
 	More bool // others follow
@@ -78,7 +97,10 @@ func Entries(data []byte) iter.Seq2[Entry, error] {
 				return
 			}
 			flags := rest[k]
-			e := Entry{Index: int(index), OK: flags&entryOK != 0, More: flags&entryMore != 0, piece: flags&entryPiece != 0}
+			e := Entry{
+				Index: int(index), OK: flags&entryOK != 0, More: flags&entryMore != 0,
+				packed: flags&entryPacked != 0, piece: flags&entryPiece != 0,
+			}
 			rest = rest[k+1:]
 			if e.piece {
 				at, k := binary.Uvarint(rest)
@@ -89,7 +111,12 @@ func Entries(data []byte) iter.Seq2[Entry, error] {
 				e.At, rest = int(at), rest[k:]
 			}
 			size, k := binary.Uvarint(rest)
-			if k <= 0 || size == 0 || size > uint64(len(rest)-k) {
+			if e.packed {
+				if size, k = 0, 4; len(rest) >= 4 {
+					size = uint64(binary.LittleEndian.Uint32(rest))
+				}
+			}
+			if k <= 0 || len(rest) < k || size == 0 || size > uint64(len(rest)-k) {
 				yield(Entry{}, errDamaged)
 				return
 			}
@@ -119,13 +146,31 @@ func NewPacker(size int) *Packer {
 // Close gives the packer's memory back.
 func (p *Packer) Close() { p.enc.Close() }
 
-// Pack makes a group of its data, compressed unless that gains little (embeddings).
+// Pack makes a group of its data, compressed unless that gains little: most of it is packed already,
+// or never repeats itself.
 func (p *Packer) Pack(data []byte) []byte {
-	packed := p.enc.EncodeAll(data, []byte{formatZstd})
-	if len(packed) > len(data)*9/10 {
-		return append(append(packed[:0], formatPlain), data...)
+	plain, zstd := formatPlain, formatZstd
+	if packed := packedBytes(data); packed > 0 {
+		plain, zstd = formatPacked, formatPackedZstd
+		if packed > len(data)/2 {
+			return append([]byte{plain}, data...)
+		}
 	}
-	return packed
+	group := p.enc.EncodeAll(data, []byte{zstd})
+	if len(group) > len(data)*9/10 {
+		return append(append(group[:0], plain), data...)
+	}
+	return group
+}
+
+// packedBytes is how much of the data of a group is packed lines.
+func packedBytes(data []byte) (n int) {
+	for e := range Entries(data) {
+		if e.packed {
+			n += len(e.Line)
+		}
+	}
+	return n
 }
 
 // An Unpacker is the reverse of a Packer. It is not safe for concurrent use.
@@ -156,13 +201,38 @@ const smallGroup = 1 << 10
 // Unpack returns the data of a group. It may point into the group, and with a piece of a line it is valid
 // until the next call.
 func (u *Unpacker) Unpack(group []byte) ([]byte, error) {
+	data, err := u.decompress(group)
+	if err != nil || packedBytes(data) == 0 {
+		return data, err
+	}
+	plain := make([]byte, 0, 2*len(data)+16)
+	var line []byte
+	for e, err := range Entries(data) {
+		if err == nil && e.packed {
+			line, err = appendUnpacked(line[:0], e.Line)
+			e.Line = line
+		}
+		if err != nil {
+			return nil, err
+		}
+		flags := byte(0)
+		if e.OK {
+			flags = entryOK
+		}
+		plain = appendPlain(append(binary.AppendUvarint(plain, uint64(e.Index)), flags), e.Line)
+	}
+	return plain, nil
+}
+
+// decompress returns the data of a group with packed lines as they are. It may point into the group.
+func (u *Unpacker) decompress(group []byte) ([]byte, error) {
 	if len(group) == 0 {
 		return nil, errDamaged
 	}
 	switch group[0] &^ formatPiece {
-	case formatPlain:
+	case formatPlain, formatPacked:
 		return group[1:], nil
-	case formatZstd:
+	case formatZstd, formatPackedZstd:
 		// A Packer says how much there is, unless that is little, and then that is all that may come.
 		var h zstd.Header
 		if err := h.Decode(group[1:]); err != nil || h.FrameContentSize > maxGroup {
@@ -197,7 +267,9 @@ type Record struct {
 	pieces  Pieces
 	whole   map[int][]int64 // the groups of lines that stand in several, by request
 	unpack  *Unpacker
-	// The data of all groups, if that is no more than cacheBytes; else nil.
+	line    []byte // that was packed
+	// The data of all groups, if that is no more than cacheBytes; else nil. Here and below lines that
+	// are packed stay so.
 	cache  map[int32][]byte
 	cached int // bytes in cache
 	// Else the lines of some requests that follow each other.
@@ -210,7 +282,7 @@ type place struct {
 	group        int32 // index into seqs, or inPieces
 	offset, size int   // in the data of the group; size 0: not recorded
 	at           int   // in lines
-	ok           bool
+	ok, packed   bool
 }
 
 // inPieces is the group of a line that stands in several.
@@ -264,7 +336,7 @@ func (r *Record) index(ctx context.Context, group int32) error {
 			}
 			return nil // there is nothing else in its group, which need not be kept
 		}
-		r.places[e.Index] = place{group: group, offset: e.Offset, size: len(e.Line), ok: e.OK}
+		r.places[e.Index] = place{group: group, offset: e.Offset, size: len(e.Line), ok: e.OK, packed: e.packed}
 	}
 	if r.cached += len(data); r.cached > cacheBytes {
 		r.cache = nil
@@ -291,15 +363,26 @@ func (r *Record) Line(ctx context.Context, i int) (line []byte, ok bool, err err
 		return whole.Bytes(), p.ok, err
 	}
 	if r.cache != nil {
-		data := r.cache[p.group]
-		return data[p.offset : p.offset+p.size], p.ok, nil
+		line, err = r.unpacked(p, r.cache[p.group][p.offset:p.offset+p.size])
+		return line, p.ok, err
 	}
 	if i < r.from || i >= r.to {
 		if err := r.gather(ctx, i); err != nil {
 			return nil, false, err
 		}
 	}
-	return r.lines[p.at : p.at+p.size], p.ok, nil
+	line, err = r.unpacked(p, r.lines[p.at:p.at+p.size])
+	return line, p.ok, err
+}
+
+// unpacked returns the line that stands at p.
+func (r *Record) unpacked(p *place, line []byte) ([]byte, error) {
+	if !p.packed {
+		return line, nil
+	}
+	var err error
+	r.line, err = appendUnpacked(r.line[:0], line)
+	return r.line, err
 }
 
 // gather reads the lines of the request with the index and of as many behind it as there is room
@@ -353,7 +436,7 @@ func (r *Record) load(ctx context.Context, group int32) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return r.unpack.Unpack(packed)
+	return r.unpack.decompress(packed)
 }
 
 // Close gives the record's memory back.

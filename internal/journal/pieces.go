@@ -36,26 +36,24 @@ func (p *Packer) Groups(index int, ok bool, line ...[]byte) iter.Seq2[[]byte, bo
 		for _, part := range line {
 			size += len(part)
 		}
+		if size <= pieceBytes {
+			yield(p.Pack(AppendEntry(nil, index, ok, slices.Concat(line...))), true)
+			return
+		}
 		left := slices.Clone(line)
-		data := make([]byte, 0, min(size, pieceBytes)+4*binary.MaxVarintLen64)
+		data := make([]byte, 0, pieceBytes+4*binary.MaxVarintLen64)
 		for at := 0; at < size; at += pieceBytes {
 			n := min(size-at, pieceBytes)
-			flags, format := byte(0), byte(0)
+			last := at+n == size
+			flags := entryPiece
 			if ok {
 				flags |= entryOK
 			}
-			if n < size {
-				flags, format = flags|entryPiece, formatPiece
-			}
-			last := at+n == size
 			if !last {
 				flags |= entryMore
 			}
 			data = append(binary.AppendUvarint(data[:0], uint64(index)), flags)
-			if n < size {
-				data = binary.AppendUvarint(data, uint64(at))
-			}
-			data = binary.AppendUvarint(data, uint64(n))
+			data = binary.AppendUvarint(binary.AppendUvarint(data, uint64(at)), uint64(n))
 			for n > 0 {
 				k := min(n, len(left[0]))
 				data = append(data, left[0][:k]...)
@@ -65,7 +63,7 @@ func (p *Packer) Groups(index int, ok bool, line ...[]byte) iter.Seq2[[]byte, bo
 				}
 			}
 			group := p.Pack(data)
-			group[0] |= format
+			group[0] |= formatPiece
 			if !yield(group, last) {
 				return
 			}

@@ -38,6 +38,7 @@ func (s *Store) Tell(ctx context.Context, node string, now map[string]batch.Acti
 // said last.
 func (s *Store) Elsewhere(ctx context.Context, except string) (map[string][]batch.Activity, error) {
 	out := map[string][]batch.Activity{}
+	now, args := s.clock(except, lease.Milliseconds())
 	_, err := all(ctx, s.read, func(r row) (x struct{}, err error) {
 		var id string
 		var a batch.Activity
@@ -47,6 +48,6 @@ func (s *Store) Elsewhere(ctx context.Context, except string) (map[string][]batc
 		out[id] = append(out[id], a)
 		return x, err
 	}, `SELECT a.batch_id, a.in_flight, a.rate, a.waiting_for FROM activities a JOIN nodes n ON n.id = a.node_id
-		WHERE a.node_id <> $1 AND n.dead_at IS NULL AND n.heartbeat_at > `+s.clock()+` - $2`, except, lease.Milliseconds())
+		WHERE a.node_id <> $1 AND n.dead_at IS NULL AND n.heartbeat_at > `+now+` - $2`, args...)
 	return out, err
 }

@@ -410,6 +410,11 @@ func (s *Store) resultFile(ctx context.Context, q querier, b batch.Batch, id, wh
 	return true, err
 }
 
+// TotalBatches returns how many batches there are, of whatever status.
+func (s *Store) TotalBatches(ctx context.Context) (int64, error) {
+	return queryInt(ctx, s.read, `SELECT count(*) FROM batches`)
+}
+
 // CountBatches returns how many batches there are of each status that is not terminal.
 func (s *Store) CountBatches(ctx context.Context) (map[batch.Status]int64, error) {
 	rows, err := s.read.QueryContext(ctx, `SELECT status, count(*) FROM batches

@@ -53,11 +53,13 @@ type pools struct {
 	write, read *sql.DB
 	beat        *sql.DB // for heartbeats, which wait for nobody
 	slow        *sql.DB // for what may take its time: migrations, vacuum
+	// copies what is committed; nil where the database does so itself.
+	checkpoints *checkpointer
 }
 
 // close closes each pool once.
 func (p pools) close() error {
-	var errs []error
+	errs := []error{p.checkpoints.close()}
 	closed := map[*sql.DB]bool{nil: true}
 	for _, db := range []*sql.DB{p.read, p.beat, p.slow, p.write} {
 		if !closed[db] {
@@ -96,7 +98,7 @@ func openSQLite(path string) (p pools, err error) {
 	dsn := func(pragmas ...string) string {
 		q := url.Values{"_pragma": append([]string{
 			"busy_timeout(10000)", "journal_mode(WAL)", "synchronous(FULL)", "foreign_keys(1)",
-			"cache_size(-4096)", "temp_store(MEMORY)",
+			"cache_size(-4096)", "temp_store(MEMORY)", fmt.Sprintf("wal_autocheckpoint(%d)", fullLog),
 		}, pragmas...)}
 		return (&url.URL{Scheme: "file", Opaque: (&url.URL{Path: path}).EscapedPath(), RawQuery: q.Encode()}).String()
 	}
@@ -123,6 +125,13 @@ func openSQLite(path string) (p pools, err error) {
 	}
 	p.read.SetMaxOpenConns(4)
 	p.read.SetMaxIdleConns(4)
+	beside, err := openPrepared(dsn("query_only(1)"))
+	if err != nil {
+		p.close()
+		return pools{}, err
+	}
+	beside.SetMaxOpenConns(1)
+	p.checkpoints = newCheckpointer(beside)
 	return p, nil
 }
 

@@ -5,9 +5,12 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 )
 
 // ConnectGated connects to PostgreSQL by connections that ask gate before every statement, before
@@ -32,6 +35,23 @@ func ConnectImpatiently(ctx context.Context, dsn string, silence time.Duration) 
 	return connect(ctx, d, dsn, Options{})
 }
 
+// Prepares reports whether a connection by the DSN keeps what it has prepared.
+func Prepares(ctx context.Context, dsn string) (yes bool, err error) {
+	p, err := openPostgres(dsn)
+	if err != nil {
+		return false, err
+	}
+	c, err := p.write.Conn(ctx)
+	if err != nil {
+		return false, errors.Join(err, p.close())
+	}
+	err = c.Raw(func(c any) error {
+		yes = c.(*conn).Conn.Conn().Config().DefaultQueryExecMode == pgx.QueryExecModeCacheStatement
+		return nil
+	})
+	return yes, errors.Join(err, c.Close(), p.close())
+}
+
 // Begin returns how a transaction begins, of which no statement may take longer.
 func Begin(longest time.Duration) string {
 	return limits{statement: longest, idle: time.Minute}.begin()
@@ -48,8 +68,17 @@ func connect(ctx context.Context, d dialect, dsn string, o Options) (*Store, err
 	return s, nil
 }
 
+// ConnectLazily opens PostgreSQL without a look at it.
+func ConnectLazily(dsn string) (*Store, error) {
+	s := newStore(postgresDialect, Options{})
+	var err error
+	s.pools, err = s.d.open(dsn)
+	return s, err
+}
+
 // ConnectExplained connects to PostgreSQL and has every statement explained before it is run, as it is
-// about to be run; explain is given the text and the plan in JSON.
+// about to be run and as it is once it has been prepared for whatever arguments; explain is given the
+// text and the plan in JSON.
 func ConnectExplained(ctx context.Context, dsn string, o Options, explain func(query string, plan []byte)) (*Store, error) {
 	d := postgresDialect
 	d.open = func(dsn string) (pools, error) {
@@ -97,26 +126,56 @@ func (c explainedConn) plan(ctx context.Context, query string, named []driver.Na
 		return nil
 	}
 	args := make([]any, len(named))
+	literals := make([]string, len(named))
 	for i, a := range named {
-		args[i] = a.Value
+		args[i], literals[i] = a.Value, literal(a.Value)
 	}
 	pg := c.Conn.Conn()
-	if c.inTx {
-		if _, err := pg.Exec(ctx, "SAVEPOINT plan"); err != nil {
-			return err
+	prepare := "PREPARE plan AS " + query
+	execute := "EXECUTE plan"
+	if len(args) > 0 {
+		execute += " (" + strings.Join(literals, ", ") + ")"
+	}
+	for _, way := range []struct {
+		before, query string
+		args          []any
+	}{
+		{"SET plan_cache_mode = force_custom_plan", query, args},
+		{"SET plan_cache_mode = force_generic_plan; " + prepare, execute, nil},
+	} {
+		if c.inTx {
+			way.before = "SAVEPOINT plan; " + way.before
+		}
+		if _, err := pg.PgConn().Exec(ctx, way.before).ReadAll(); err != nil {
+			return fmt.Errorf("prepare %s: %w", query, err)
+		}
+		var plan []byte
+		if err := pg.QueryRow(ctx, "EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) "+way.query, append([]any{pgx.QueryExecModeExec}, way.args...)...).Scan(&plan); err != nil {
+			return fmt.Errorf("explain %s: %w", way.query, err)
+		}
+		c.explain(query, plan)
+		if c.inTx {
+			if _, err := pg.PgConn().Exec(ctx, "ROLLBACK TO SAVEPOINT plan").ReadAll(); err != nil {
+				return err
+			}
 		}
 	}
-	var plan []byte
-	if err := pg.QueryRow(ctx, "EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) "+query, args...).Scan(&plan); err != nil {
-		return fmt.Errorf("explain %s: %w", query, err)
+	_, err := pg.PgConn().Exec(ctx, "DEALLOCATE plan").ReadAll()
+	return err
+}
+
+// literal writes an argument as SQL does.
+func literal(v any) string {
+	switch v := v.(type) {
+	case nil:
+		return "NULL"
+	case []byte:
+		return fmt.Sprintf(`'\x%x'`, v)
 	}
-	c.explain(query, plan)
-	if c.inTx {
-		if _, err := pg.Exec(ctx, "ROLLBACK TO SAVEPOINT plan"); err != nil {
-			return err
-		}
+	if r := reflect.ValueOf(v); r.Kind() != reflect.String {
+		return fmt.Sprint(v) // a number
 	}
-	return nil
+	return "'" + strings.ReplaceAll(fmt.Sprint(v), "'", "''") + "'"
 }
 
 type gatedConnector struct {

@@ -131,7 +131,8 @@ func (s *Store) lockUpstreams(ctx context.Context, q querier, names []string) (m
 // aliveAt returns the time, by which nodes are judged, if the node is not taken for dead.
 func (s *Store) aliveAt(ctx context.Context, q querier, node string) (now time.Time, err error) {
 	var dead time.Time
-	err = q.QueryRowContext(ctx, `SELECT `+s.clock()+`, dead_at FROM nodes WHERE id = $1`, node).Scan(at(&now), at(&dead))
+	clock, args := s.clock(node)
+	err = q.QueryRowContext(ctx, `SELECT `+clock+`, dead_at FROM nodes WHERE id = $1`, args...).Scan(at(&now), at(&dead))
 	if errors.Is(err, sql.ErrNoRows) || err == nil && !dead.IsZero() {
 		return time.Time{}, batch.ErrDeclaredDead
 	}

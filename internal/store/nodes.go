@@ -27,11 +27,13 @@ func (s *Store) Join(ctx context.Context, name string) (id string, err error) {
 				batch.Validating); err != nil {
 				return err
 			}
-			if _, err := exec(ctx, q, `UPDATE nodes SET dead_at = `+s.clock()+` WHERE dead_at IS NULL`); err != nil {
+			now, args := s.clock()
+			if _, err := exec(ctx, q, `UPDATE nodes SET dead_at = `+now+` WHERE dead_at IS NULL`, args...); err != nil {
 				return err
 			}
 		}
-		_, err := exec(ctx, q, `INSERT INTO nodes (id, name, started_at, heartbeat_at) VALUES ($1, $2, `+s.clock()+`, `+s.clock()+`)`, id, name)
+		now, args := s.clock(id, name)
+		_, err := exec(ctx, q, `INSERT INTO nodes (id, name, started_at, heartbeat_at) VALUES ($1, $2, `+now+`, `+now+`)`, args...)
 		return err
 	})
 	if err != nil {
@@ -42,7 +44,8 @@ func (s *Store) Join(ctx context.Context, name string) (id string, err error) {
 
 // Leave notes that the node has ended of its own will: it dies with its last heartbeat.
 func (s *Store) Leave(ctx context.Context, node string) error {
-	_, err := s.change(ctx, `UPDATE nodes SET heartbeat_at = `+s.clock()+`, dead_at = `+s.clock()+` WHERE id = $1 AND dead_at IS NULL`, node)
+	now, args := s.clock(node)
+	_, err := s.change(ctx, `UPDATE nodes SET heartbeat_at = `+now+`, dead_at = `+now+` WHERE id = $1 AND dead_at IS NULL`, args...)
 	return err
 }
 
@@ -68,8 +71,9 @@ func (s *Store) Heartbeat(ctx context.Context, node string) (h batch.Heartbeat, 
 	s = s.urgent()
 	err = s.tx(ctx, func(q querier) error {
 		h = batch.Heartbeat{Lasts: lease}
-		err := q.QueryRowContext(ctx, `UPDATE nodes SET heartbeat_at = `+s.clock()+` WHERE id = $1 AND dead_at IS NULL
-			RETURNING heartbeat_at, (SELECT count(*) FROM nodes WHERE dead_at IS NULL)`, node).Scan(at(&h.At), &h.Nodes)
+		now, args := s.clock(node)
+		err := q.QueryRowContext(ctx, `UPDATE nodes SET heartbeat_at = `+now+` WHERE id = $1 AND dead_at IS NULL
+			RETURNING heartbeat_at, (SELECT count(*) FROM nodes WHERE dead_at IS NULL)`, args...).Scan(at(&h.At), &h.Nodes)
 		if errors.Is(err, sql.ErrNoRows) {
 			return batch.ErrDeclaredDead
 		}
@@ -122,11 +126,11 @@ func (s *Store) Bury(ctx context.Context, node string, heard time.Time, silent t
 
 // declare declares dead who was silent for longer.
 func (s *Store) declare(ctx context.Context, judge string, heard time.Time, silent time.Duration) (names []string, err error) {
-	now := s.clock()
 	heardAt := int64(0)
 	if !heard.IsZero() {
 		heardAt = heard.UnixMilli()
 	}
+	now, args := s.clock(judge, silent.Milliseconds(), ahead.Milliseconds(), recent.Milliseconds(), heardAt)
 	// First without a transaction: there is rarely anybody.
 	suspects, err := all(ctx, s.read, func(r row) (n Node, err error) {
 		err = r.Scan(&n.ID, &n.Name)
@@ -134,15 +138,16 @@ func (s *Store) declare(ctx context.Context, judge string, heard time.Time, sile
 	}, `SELECT id, name FROM nodes WHERE dead_at IS NULL AND (heartbeat_at < `+now+` - $2 OR heartbeat_at > `+now+` + $3)
 		AND EXISTS (SELECT 1 FROM nodes WHERE id = $1 AND dead_at IS NULL AND heartbeat_at > `+now+` - $4
 			AND (heartbeat_at = $5 OR $5 = 0))
-		ORDER BY id`, judge, silent.Milliseconds(), ahead.Milliseconds(), recent.Milliseconds(), heardAt)
+		ORDER BY id`, args...)
 	if err != nil || len(suspects) == 0 {
 		return nil, err
 	}
 	err = s.tx(ctx, func(q querier) error {
 		names = nil
 		for _, n := range suspects {
+			now, args := s.clock(n.ID, silent.Milliseconds())
 			died, err := exec(ctx, q, `UPDATE nodes SET dead_at = `+now+` WHERE id = $1 AND dead_at IS NULL
-				AND heartbeat_at < `+now+` - $2`, n.ID, silent.Milliseconds())
+				AND heartbeat_at < `+now+` - $2`, args...)
 			if err != nil {
 				return err
 			}
@@ -151,8 +156,9 @@ func (s *Store) declare(ctx context.Context, judge string, heard time.Time, sile
 				continue
 			}
 			// Else it would be believed for as long as the clock was set back.
+			now, args = s.clock(n.ID, ahead.Milliseconds())
 			if _, err := exec(ctx, q, `UPDATE nodes SET heartbeat_at = `+now+` WHERE id = $1 AND dead_at IS NULL
-				AND heartbeat_at > `+now+` + $2`, n.ID, ahead.Milliseconds()); err != nil {
+				AND heartbeat_at > `+now+` + $2`, args...); err != nil {
 				return err
 			}
 		}
@@ -209,7 +215,8 @@ const (
 // first.
 func (s *Store) Nodes(ctx context.Context, ended bool) ([]Node, error) {
 	var now int64
-	if err := s.read.QueryRowContext(ctx, `SELECT `+s.clock()).Scan(&now); err != nil {
+	clock, args := s.clock()
+	if err := s.read.QueryRowContext(ctx, `SELECT `+clock, args...).Scan(&now); err != nil {
 		return nil, err
 	}
 	which := `WHERE dead_at IS NULL`

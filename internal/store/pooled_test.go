@@ -85,6 +85,21 @@ server_idle_timeout = 1
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
+	direct := server.TCP(storetest.Postgres(t))
+	pooled := strings.Replace(direct, server.Addr(), addr.String(), 1)
+	for _, c := range []struct {
+		dsn  string
+		want bool
+	}{
+		{direct, true},
+		{direct + "?default_query_exec_mode=exec", false},
+		{pooled, false},
+		{pooled + "?default_query_exec_mode=cache_statement", true}, // who says so knows the pooler
+	} {
+		if yes, err := store.Prepares(t.Context(), c.dsn); err != nil || yes != c.want {
+			t.Errorf("%s: statements are prepared: %v, %v, want %v", c.dsn, yes, err, c.want)
+		}
+	}
 	// In a group, so that the pooler is there until the last parallel test has ended.
 	t.Run("transactions", func(t *testing.T) {
 		storetest.Run(t, func(t *testing.T) storetest.Database {

@@ -6,6 +6,7 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"slices"
 	"strconv"
@@ -87,11 +88,6 @@ func openLimited(dsn string, l limits, wrap func(driver.Connector) driver.Connec
 	if err != nil {
 		return pools{}, err
 	}
-	// Nothing is prepared, since behind a pooler of transactions the next one may come to a server
-	// that does not know of it. Who has no pooler may say otherwise in the DSN.
-	if c.DefaultQueryExecMode == pgx.QueryExecModeCacheStatement {
-		c.DefaultQueryExecMode = pgx.QueryExecModeExec
-	}
 	if c.ConnectTimeout == 0 {
 		c.ConnectTimeout = l.connect
 	}
@@ -100,17 +96,40 @@ func openLimited(dsn string, l limits, wrap func(driver.Connector) driver.Connec
 		c.ValidateConnect = pgconn.ValidateConnectTargetSessionAttrsReadWrite
 	}
 	c.DialFunc = dial
+	explicit, err := saysExecMode(dsn)
+	if err != nil {
+		return pools{}, err
+	}
 	pool := func(n int, l limits) *sql.DB {
-		db := sql.OpenDB(wrap(connector{stdlib.GetConnector(*c), l}))
+		db := sql.OpenDB(wrap(connector{*c, explicit, l}))
 		db.SetMaxOpenConns(n)
 		db.SetMaxIdleConns(n)
 		db.SetConnMaxIdleTime(5 * time.Minute)
 		db.SetConnMaxLifetime(30 * time.Minute) // a pooler or a balancer may send us elsewhere
 		return db
 	}
-	p = pools{write: pool(8, l), read: pool(4, l), beat: pool(1, l), slow: pool(3, limits{})}
+	p = pools{write: pool(8, l), read: pool(4, l), slow: pool(3, limits{})}
+	// A heartbeat is given up after a few seconds. However many hosts say nothing, the last is reached
+	// before that.
+	c.ConnectTimeout = min(c.ConnectTimeout, beatConnect/time.Duration(len(hostsOf(c))))
+	p.beat = pool(1, l)
 	p.slow.SetMaxIdleConns(1) // a migration takes three, and comes once
 	return p, nil
+}
+
+// beatConnect is how long it may take a heartbeat to be let in by one of the hosts: less than is waited
+// for its answer.
+const beatConnect = 4 * time.Second
+
+// hostsOf returns the hosts of a DSN, with their ports.
+func hostsOf(c *pgx.ConnConfig) []string {
+	hosts := []string{net.JoinHostPort(c.Host, strconv.Itoa(int(c.Port)))}
+	for _, f := range c.Fallbacks { // one host may be there twice, with and without TLS
+		if h := net.JoinHostPort(f.Host, strconv.Itoa(int(f.Port))); !slices.Contains(hosts, h) {
+			hosts = append(hosts, h)
+		}
+	}
+	return hosts
 }
 
 // dial connects so that a host which vanishes is noticed: while it owes an answer, and while it owes
@@ -175,18 +194,53 @@ func conflict(err error) bool {
 	return pgconn.SafeToRetry(err)
 }
 
-// A connector makes connections that lose their patience.
+// A connector makes connections that lose their patience. To prepare a statement takes PostgreSQL about
+// as long as to run it, so connections keep what they have prepared; but behind a pooler of transactions
+// the next one may come to a server that does not know of it, and nothing is prepared.
 type connector struct {
-	driver.Connector
-	limits limits
+	config   pgx.ConnConfig
+	explicit bool // the DSN says itself whether statements are prepared
+	limits   limits
 }
 
+func (c connector) Driver() driver.Driver { return stdlib.GetDefaultDriver() }
+
 func (c connector) Connect(ctx context.Context) (driver.Conn, error) {
-	got, err := c.Connector.Connect(ctx)
+	got, err := stdlib.GetConnector(c.config).Connect(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return &conn{Conn: got.(*stdlib.Conn), limits: c.limits}, nil
+	own := got.(*stdlib.Conn)
+	if !c.explicit {
+		pooled, err := isPooled(ctx, own.Conn())
+		if err != nil {
+			return nil, errors.Join(err, own.Close())
+		}
+		if pooled {
+			plain := c
+			plain.explicit, plain.config.DefaultQueryExecMode = true, pgx.QueryExecModeExec
+			own.Close()
+			return plain.Connect(ctx)
+		}
+	}
+	return &conn{Conn: own, limits: c.limits}, nil
+}
+
+// isPooled reports whether a pooler stands between: then the process that answers is not the one whose
+// number came with the connection, as poolers number their clients themselves.
+func isPooled(ctx context.Context, c *pgx.Conn) (bool, error) {
+	var pid uint32
+	err := c.QueryRow(ctx, "SELECT pg_backend_pid()", pgx.QueryExecModeExec).Scan(&pid)
+	return pid != c.PgConn().PID(), err
+}
+
+// saysExecMode reports whether the DSN says itself whether statements are prepared.
+func saysExecMode(dsn string) (bool, error) {
+	c, err := pgconn.ParseConfig(dsn) // to which that parameter is one of the server's
+	if err != nil {
+		return false, err
+	}
+	return c.RuntimeParams["default_query_exec_mode"] != "", nil
 }
 
 // A conn gives up a statement that takes too long: it closes, and the outcome of the statement is
@@ -204,7 +258,10 @@ func (c *conn) bound(ctx context.Context) (context.Context, context.CancelFunc) 
 	return context.WithTimeoutCause(ctx, c.limits.statement, errSilent)
 }
 
-var errSilent = errors.New("no answer from PostgreSQL in time")
+var (
+	errSilent = errors.New("no answer from PostgreSQL in time")
+	errCut    = errors.New("the connection to PostgreSQL broke")
+)
 
 // explain tells a silent server from a caller that has gone, and closes a connection to a server
 // that takes no writes any more: it has become a standby, and the next connection finds the primary.
@@ -212,8 +269,13 @@ func (c *conn) explain(ctx context.Context, err error) error {
 	if e, ok := errors.AsType[*pgconn.PgError](err); ok && e.Code == "25006" {
 		c.Conn.Close()
 	}
-	if err != nil && context.Cause(ctx) == errSilent {
+	switch {
+	case err == nil:
+		return nil
+	case context.Cause(ctx) == errSilent:
 		return fmt.Errorf("%w: %w", errSilent, err)
+	case c.Conn.Conn().IsClosed():
+		return fmt.Errorf("%w: %w", errCut, err)
 	}
 	return err
 }
@@ -242,13 +304,23 @@ func (c *conn) QueryContext(ctx context.Context, query string, args []driver.Nam
 		defer cancel()
 		return nil, c.again(ctx, err)
 	}
-	return rows{r, cancel}, nil
+	return rows{r, c, ctx, cancel}, nil
 }
 
 // rows are read within the patience of their statement.
 type rows struct {
 	driver.Rows
+	c      *conn
+	ctx    context.Context // driver.Rows gives none to its methods
 	cancel context.CancelFunc
+}
+
+func (r rows) Next(dest []driver.Value) error {
+	err := r.Rows.Next(dest)
+	if err == nil || err == io.EOF {
+		return err
+	}
+	return r.c.explain(r.ctx, err)
 }
 
 func (r rows) Close() error {
@@ -304,11 +376,5 @@ func Describe(dsn string) string {
 	if err != nil {
 		return "postgres://…"
 	}
-	hosts := []string{net.JoinHostPort(c.Host, strconv.Itoa(int(c.Port)))}
-	for _, f := range c.Fallbacks { // one host may be there twice, with and without TLS
-		if h := net.JoinHostPort(f.Host, strconv.Itoa(int(f.Port))); !slices.Contains(hosts, h) {
-			hosts = append(hosts, h)
-		}
-	}
-	return fmt.Sprintf("postgres://%s@%s/%s", c.User, strings.Join(hosts, ","), c.Database)
+	return fmt.Sprintf("postgres://%s@%s/%s", c.User, strings.Join(hostsOf(c), ","), c.Database)
 }

@@ -19,7 +19,6 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
-	"strconv"
 	"syscall"
 	"time"
 
@@ -112,12 +111,14 @@ func newStore(d dialect, o Options) *Store {
 }
 
 // clock returns SQL for the time in unix milliseconds by which nodes reckon each other's leases: the
-// database's, so that the clocks of nodes need not agree.
-func (s *Store) clock() string {
-	if s.d.clock == "" {
-		return strconv.FormatInt(s.now().UnixMilli(), 10)
+// database's, so that the clocks of nodes need not agree. Args are those of the statement that it is
+// put into, and are returned with what the SQL takes behind them: a time in the text itself would make
+// each statement one that was never prepared.
+func (s *Store) clock(args ...any) (now string, all []any) {
+	if s.d.clock != "" {
+		return s.d.clock, args
 	}
-	return s.d.clock
+	return fmt.Sprintf("CAST($%d AS bigint)", len(args)+1), append(args, s.now().UnixMilli())
 }
 
 func (s *Store) open(ctx context.Context, dsn string) (err error) {
@@ -221,6 +222,7 @@ func (s *Store) once(ctx context.Context, f func(q querier) error) error {
 	if err := tx.Commit(); err != nil {
 		return fmt.Errorf("commit: %w", err)
 	}
+	s.checkpoints.committed()
 	return nil
 }
 

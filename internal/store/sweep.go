@@ -102,9 +102,12 @@ func (s *Store) DropBatches(ctx context.Context, keep time.Duration) error {
 			if _, err := exec(ctx, q, `DELETE FROM batches WHERE id IN (`+in(1, len(old))+`)`, list(old)...); err != nil {
 				return err
 			}
+			if _, err := exec(ctx, q, `DELETE FROM idempotency_keys WHERE created_at <= $1`, ms(s.now().Add(-IdempotencyTime))); err != nil {
+				return err
+			}
 			// A key is as old as its batch, or came a moment later.
-			_, err = exec(ctx, q, `DELETE FROM idempotency_keys WHERE created_at <= $1
-				AND NOT EXISTS (SELECT 1 FROM batches b WHERE b.id = batch_id)`, ms(ended.Add(time.Hour)))
+			_, err = exec(ctx, q, `DELETE FROM idempotency_keys WHERE created_at <= $1 AND batch_id IN (`+in(2, len(old))+`)`,
+				append([]any{ms(ended.Add(time.Hour))}, list(old)...)...)
 			return err
 		})
 		if err != nil || len(old) < most {

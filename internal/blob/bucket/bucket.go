@@ -9,8 +9,9 @@
 //
 // The network is not trusted. Every call has a limit in time and is repeated a few times; a download
 // goes on where it was cut; a write whose answer was lost is recognised as ours. What is still
-// refused after that is an error, within a few minutes and usually seconds, and the caller's to
-// repeat under a new key.
+// refused after that is an error, within seconds, and the caller's to repeat under a new key. Where
+// the storage says nothing at all, that takes a minute, or two where a write had to wait for a buffer
+// before; see [Away].
 //
 // Bounded memory: a blob of up to 256 KiB costs 256 KiB while it is written, a larger one a buffer of
 // 5 MiB, the least that a part of a multipart upload may have, or two. There are eight of these;
@@ -62,8 +63,10 @@ func Certain(b *Bucket) { b.patience.unseen = 0 }
 type patience struct {
 	tries int           // of a call
 	pause time.Duration // after the first; doubled after each
-	call  time.Duration // how long one try may take, if it carries little
-	part  time.Duration // the same, if it carries a part
+	total time.Duration // after which there is no other try
+	// call is how long one try may take, if it carries little, and how long it may carry nothing on;
+	// part the same, if it carries a part.
+	call, part time.Duration
 	// unseen is how long a blob that should be there is looked for. It may be a moment until every
 	// server of the storage knows of it.
 	unseen time.Duration
@@ -72,7 +75,7 @@ type patience struct {
 }
 
 var usual = patience{
-	tries: 4, pause: 200 * time.Millisecond, call: 20 * time.Second, part: time.Minute,
+	tries: 4, pause: 200 * time.Millisecond, total: 50 * time.Second, call: 20 * time.Second, part: time.Minute,
 	unseen: 2 * time.Second, stall: 20 * time.Second,
 }
 

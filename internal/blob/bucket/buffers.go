@@ -3,6 +3,8 @@ package bucket
 import (
 	"context"
 	"sync"
+	"sync/atomic"
+	"time"
 )
 
 const (
@@ -23,6 +25,7 @@ type buffers struct {
 	free  chan struct{} // a token for each part buffer that may be taken
 	parts sync.Pool     // of *[partSize]byte
 	small sync.Pool     // of *[smallSize]byte
+	stuck atomic.Bool   // the last part could not be sent
 }
 
 func newBuffers() *buffers {
@@ -37,15 +40,27 @@ func newBuffers() *buffers {
 
 func (b *buffers) takeSmall() []byte { return b.small.Get().(*[smallSize]byte)[:0] }
 
-// take waits for a part buffer.
-func (b *buffers) take(ctx context.Context) ([]byte, error) {
-	select {
-	case <-b.free:
-		return b.parts.Get().(*[partSize]byte)[:0], nil
-	case <-ctx.Done():
-		return nil, ctx.Err()
+// take waits for a part buffer: as long as it takes while parts are sent, since those who have one may
+// be slow, and for patience while none can be.
+func (b *buffers) take(ctx context.Context, patience time.Duration) ([]byte, error) {
+	tick := time.NewTicker(patience)
+	defer tick.Stop()
+	for {
+		select {
+		case <-b.free:
+			return b.parts.Get().(*[partSize]byte)[:0], nil
+		case <-tick.C:
+			if b.stuck.Load() {
+				return nil, errSlow
+			}
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
 	}
 }
+
+// note notes how the sending of a part ended.
+func (b *buffers) note(err error) { b.stuck.Store(err != nil) }
 
 // tryTake takes a part buffer if there is one.
 func (b *buffers) tryTake() ([]byte, bool) {

@@ -10,9 +10,15 @@ import (
 // Impatient makes a Bucket wait for nothing longer than tests like to.
 func Impatient(b *Bucket) {
 	b.patience = patience{
-		tries: 4, pause: 10 * time.Millisecond, call: time.Second, part: 2 * time.Second,
+		tries: 4, pause: 10 * time.Millisecond, total: 10 * time.Second, call: time.Second, part: 2 * time.Second,
 		unseen: 0, stall: 500 * time.Millisecond,
 	}
+}
+
+// Hurried makes an impatient Bucket give up soon, though a part may take its time if it moves on.
+func Hurried(b *Bucket) {
+	Impatient(b)
+	b.patience.total, b.patience.call, b.patience.part = time.Second, time.Second, 20*time.Second
 }
 
 // Expectant makes an impatient Bucket look for a blob for a while that is not there yet.

@@ -18,6 +18,7 @@ const stallBytes = 32 << 10
 var (
 	errNoLength = errors.New("the storage does not say how many bytes there are")
 	errNoRange  = errors.New("the storage sends other bytes than those asked for: it does not know Range")
+	errBroken   = errors.New("the connection to the storage broke")
 	errStalled  = errors.New("the storage has all but stopped sending")
 )
 
@@ -151,6 +152,9 @@ func (r *reader) receive(p []byte) (int, error) {
 	}
 	if err == io.EOF {
 		err = io.ErrUnexpectedEOF // or nobody looks at it
+	}
+	if err != nil {
+		err = fmt.Errorf("%w: %w", errBroken, err)
 	}
 	return n, err
 }

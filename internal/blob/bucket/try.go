@@ -1,9 +1,11 @@
 package bucket
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net/http"
 	"time"
@@ -26,8 +28,42 @@ func (b *Bucket) try(ctx context.Context, limit time.Duration, call func(ctx con
 	})
 }
 
+// send is try for a call that carries data.
+func (b *Bucket) send(ctx context.Context, data []byte, call func(ctx context.Context, body io.ReadSeeker) error) error {
+	p := b.patience
+	limit := p.call + time.Duration(float64(p.part-p.call)*float64(len(data))/partSize)
+	return b.try(ctx, limit, func(ctx context.Context) error {
+		ctx, cancel := context.WithCancelCause(ctx)
+		defer cancel(nil)
+		stall := time.AfterFunc(p.call, func() { cancel(errSlow) })
+		defer stall.Stop()
+		return cause(ctx, call(ctx, &sending{bytes.NewReader(data), stall, p.call}))
+	})
+}
+
+// sending is the body of a call. It gives up the call if nothing of it is taken for too long. When all
+// is taken, much may be on its way yet.
+type sending struct {
+	r     *bytes.Reader // and nothing else of it: all that is taken is to be seen here
+	stall *time.Timer
+	most  time.Duration
+}
+
+func (s *sending) Read(p []byte) (int, error) {
+	n, err := s.r.Read(p)
+	if s.r.Len() > 0 {
+		s.stall.Reset(s.most)
+	} else {
+		s.stall.Stop()
+	}
+	return n, err
+}
+
+func (s *sending) Seek(offset int64, whence int) (int64, error) { return s.r.Seek(offset, whence) }
+
 // repeat makes a call a few times at most, until it succeeds or fails for good.
 func (b *Bucket) repeat(ctx context.Context, call func() error) error {
+	start := time.Now()
 	for n := 1; ; n++ {
 		err := call()
 		switch {
@@ -35,7 +71,7 @@ func (b *Bucket) repeat(ctx context.Context, call func() error) error {
 			return nil
 		case ctx.Err() != nil:
 			return ctx.Err()
-		case n == b.patience.tries || isFinal(err):
+		case n == b.patience.tries || isFinal(err) || time.Since(start) >= b.patience.total:
 			return err
 		}
 		// At least half of it, so that the tries outlast what passes in a second.
@@ -92,6 +128,18 @@ func isFinal(err error) bool {
 	default:
 		return status >= 300 && status < 500
 	}
+}
+
+// Away reports whether err, of a method of Bucket, tells only that the storage cannot be reached or
+// cannot serve now. What has failed so is asked for again with success once that is over.
+func Away(err error) bool {
+	for _, e := range []error{errSlow, errStalled, errBroken} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	_, ours := errors.AsType[*smithy.OperationError](err)
+	return ours && !isFinal(err)
 }
 
 // statusOf returns the status of the answer that err stands for; 0 if there was none.

@@ -1,10 +1,10 @@
 package bucket
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"time"
 
@@ -91,7 +91,7 @@ func (w *writer) fill(p []byte) (n int, err error) {
 
 // grow takes a buffer for a whole part.
 func (w *writer) grow() error {
-	large, err := w.b.buffers.take(w.ctx)
+	large, err := w.b.buffers.take(w.ctx, w.b.patience.total)
 	if err != nil {
 		return err
 	}
@@ -159,10 +159,10 @@ func (w *writer) begin() error {
 
 func (w *writer) sendPart(number int32, data []byte) (part types.CompletedPart, err error) {
 	err = w.b.fault.Do(blob.OpWrite, w.key, func() error {
-		return w.b.try(w.ctx, w.b.patience.part, func(ctx context.Context) error {
+		return w.b.send(w.ctx, data, func(ctx context.Context, body io.ReadSeeker) error {
 			out, err := w.b.s3.UploadPart(ctx, &s3.UploadPartInput{
 				Bucket: &w.b.name, Key: w.b.object(w.key), UploadId: w.upload, PartNumber: &number,
-				Body: bytes.NewReader(data),
+				Body: body,
 			})
 			if err == nil {
 				part = types.CompletedPart{ETag: out.ETag, PartNumber: &number}
@@ -170,6 +170,7 @@ func (w *writer) sendPart(number int32, data []byte) (part types.CompletedPart, 
 			return err
 		})
 	})
+	w.b.buffers.note(err)
 	return part, err
 }
 
@@ -217,11 +218,11 @@ func (w *writer) commit() error {
 }
 
 func (w *writer) put() error {
-	return w.b.try(w.ctx, w.b.patience.part, func(ctx context.Context) error {
+	return w.b.send(w.ctx, w.buf, func(ctx context.Context, body io.ReadSeeker) error {
 		w.shown++
 		_, err := w.b.s3.PutObject(ctx, &s3.PutObjectInput{
 			Bucket: &w.b.name, Key: w.b.object(w.key), Metadata: w.metadata(), IfNoneMatch: aws.String("*"),
-			Body: bytes.NewReader(w.buf),
+			Body: body,
 		})
 		return err
 	})

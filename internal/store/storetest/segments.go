@@ -47,13 +47,15 @@ func testClaim(d *db) {
 	d.record(l, tally(3, 1), "some")
 	d.cancel(b.ID)
 	d.must(d.DeleteFile(d.ctx(), b.Project, input.ID)) // which a running batch does not feel
-	d.must(d.Release(d.ctx(), *l))
+	died := *l
+	died.Died = true // of its requests, perhaps: the next owner knows
+	d.must(d.Release(d.ctx(), died))
 	if unclaimed, err = d.Unclaimed(d.ctx()); err != nil || len(unclaimed) != 1 || unclaimed[0].Ending != batch.Cancelled {
 		d.Errorf("of a cancelled batch, Unclaimed() = %+v, %v", unclaimed, err)
 	}
 	next, err := d.Claim(d.ctx(), d.node, want)
 	d.must(err)
-	g.Tally = tally(3, 1)
+	g.Tally, g.Deaths = tally(3, 1), 1
 	d.wantSame("next lease", *next, batch.Lease{
 		Segment: g, Token: next.Token, Seq: next.Seq, Input: input.Parts, Deadline: b.ExpiresAt, Ending: batch.Cancelled,
 	})
