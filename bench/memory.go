@@ -15,7 +15,7 @@ func memory(ctx context.Context, e *env) error {
 		{what: "lines of 5 MiB, 8 in flight", lines: e.size(100, 1000), line: 5 * mib, answer: 90, inFlight: 8, goal: 8*5 + 64,
 			reason: "windows of input are held while their requests run"},
 		{what: "answers of 50 MiB, 4 in flight", lines: e.size(12, 40), line: 335, answer: 50 * mib, inFlight: 4, goal: 4*50 + 64,
-			reason: "not profiled; an answer is held in memory, and passes through the journal"},
+			reason: "an answer is held in memory until it is packed"},
 		{what: "lines in 1,000 batches at once", lines: 100_000, line: 335, answer: 90, batches: 1000, inFlight: 256, goal: 128},
 	} {
 		if err := e.most(ctx, m); err != nil {

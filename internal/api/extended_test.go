@@ -47,7 +47,7 @@ func TestRecordedSoFar(t *testing.T) {
 		for path, want := range map[string]string{"output": output, "errors": errs} {
 			a := x.get("/v1/batches/" + b.ID + "/" + path)
 			if a.StatusCode != 200 || string(a.body) != want {
-				t.Errorf("%s: %s is %d %q, want %q", when, path, a.StatusCode, a.body, want)
+				t.Errorf("%s: %s is %d %.100q, want %.100q", when, path, a.StatusCode, a.body, want)
 			}
 		}
 	}
@@ -90,10 +90,21 @@ func TestRecordedSoFar(t *testing.T) {
 		}
 		l.Seq++
 	}
-	record(second, 0, true, "four\n")
+	four := strings.Repeat("four ", 1<<20) + "\n" // is recorded in two pieces
+	for group, last := range packer.Groups(0, true, []byte(four)) {
+		if last {
+			want("a piece of a line", "", "")
+			second.Tally.Completed++
+		}
+		lost, err := s.Record(ctx, []batch.Group{{Lease: *second, Tally: second.Tally, Data: group}})
+		if err != nil || len(lost) > 0 {
+			t.Fatal(lost, err)
+		}
+		second.Seq++
+	}
 	record(first, 2, true, "three\n")
 	record(first, 0, false, "one\n")
-	want("two open segments", "three\nfour\n", "one\n")
+	want("two open segments", "three\n"+four, "one\n")
 
 	part := func(text string) batch.Part {
 		t.Helper()
@@ -110,15 +121,15 @@ func TestRecordedSoFar(t *testing.T) {
 	record(first, 1, true, "two\n")
 	_, err = s.Seal(ctx, *first, part("two\nthree\n"), part("one\n"))
 	must(err)
-	want("one sealed", "two\nthree\nfour\n", "one\n")
+	want("one sealed", "two\nthree\n"+four, "one\n")
 
-	_, err = s.Seal(ctx, *second, part("four\n"), batch.Part{})
+	_, err = s.Seal(ctx, *second, part(four), batch.Part{})
 	must(err)
-	want("finalizing", "two\nthree\nfour\n", "one\n")
+	want("finalizing", "two\nthree\n"+four, "one\n")
 	if _, done, err := s.Finalize(ctx, b.ID); err != nil || !done {
 		t.Fatal(done, err)
 	}
-	want("completed", "two\nthree\nfour\n", "one\n")
+	want("completed", "two\nthree\n"+four, "one\n")
 	x.wantError(x.get("/v1/batches/batch_x/output"), 404, "", "", "No batch found with id 'batch_x'.")
 }
 

@@ -124,19 +124,46 @@ func appendQuoted(dst []byte, text string) []byte {
 	return dst
 }
 
-// appendOneLine appends the JSON value raw so that it fits on one line: as it is, unless it is
+// oneLine returns the JSON value raw so that it fits on one line: as it is, unless it is
 // pretty-printed. Only white space between tokens goes.
-func appendOneLine(dst, raw []byte) []byte {
+func oneLine(raw []byte) []byte {
 	raw = bytes.TrimSpace(raw)
-	if bytes.IndexByte(raw, '\n') < 0 && bytes.IndexByte(raw, '\r') < 0 {
-		return append(dst, raw...)
+	if isOneLine(raw) {
+		return raw
 	}
 	v := jsontext.Value(bytes.Clone(raw))
 	if err := v.Compact(); err != nil {
 		// Not JSON, which the caller should have checked. A line must be one line all the same.
 		v = bytes.ReplaceAll(bytes.ReplaceAll(raw, []byte("\n"), []byte(" ")), []byte("\r"), []byte(" "))
 	}
-	return append(dst, v...)
+	return v
+}
+
+// isOneLine reports whether text has no line breaks.
+func isOneLine(text []byte) bool {
+	return bytes.IndexByte(text, '\n') < 0 && bytes.IndexByte(text, '\r') < 0
+}
+
+// dropSpace takes the white space between the tokens of a JSON value out of it where it is.
+func dropSpace(raw []byte) []byte {
+	to, quoted, escaped := 0, false, false
+	for _, c := range raw {
+		switch {
+		case quoted && (c == '\n' || c == '\r'): // not JSON; a line must be one line all the same
+			c = ' '
+		case escaped:
+			escaped = false
+		case quoted:
+			escaped, quoted = c == '\\', c != '"'
+		case c == '"':
+			quoted = true
+		case c == ' ', c == '\n', c == '\r', c == '\t':
+			continue
+		}
+		raw[to] = c
+		to++
+	}
+	return raw[:to]
 }
 
 // kindName names the kind of a JSON value as the API's errors do.

@@ -34,9 +34,24 @@ type Result struct {
 // OK reports whether the request succeeded, which decides the file its line goes to.
 func (r Result) OK() bool { return r.Status >= 200 && r.Status < 300 }
 
+// Compact puts the body of a response on one line as AppendLine does, but without a copy of it: Body is
+// changed where it is.
+func (r *Result) Compact() {
+	if body := bytes.TrimSpace(r.Body); r.OK() && !isOneLine(body) {
+		r.Body = dropSpace(body)
+	}
+}
+
 // AppendLine appends the finished line of an output or error file, line break included (contract
 // O-01, §9). batchID and req say which request r is the result of.
 func (r Result) AppendLine(dst []byte, batchID string, req Request) []byte {
+	dst, body, end := r.Line(dst, batchID, req)
+	return append(append(dst, body...), end...)
+}
+
+// Line returns the line that AppendLine appends in pieces, the first of them appended to dst. The body
+// of a response is a piece of its own, which is not copied if it is on one line: it may be large.
+func (r Result) Line(dst []byte, batchID string, req Request) (start, body []byte, end string) {
 	dst = append(dst, `{"id":"`...)
 	dst = appendRequestID(dst, batchID, req.Line)
 	dst = append(dst, `","custom_id":`...)
@@ -46,28 +61,28 @@ func (r Result) AppendLine(dst []byte, batchID string, req Request) []byte {
 		dst = append(dst, r.Failure.Code...)
 		dst = append(dst, `","message":`...)
 		dst = appendQuoted(dst, r.Failure.Message)
-		return append(dst, "}}\n"...)
+		return dst, nil, "}}\n"
 	}
 	dst = append(dst, `,"response":{"status_code":`...)
 	dst = strconv.AppendInt(dst, int64(r.Status), 10)
 	dst = append(dst, `,"request_id":`...)
 	dst = appendQuoted(dst, r.RequestID)
 	dst = append(dst, `,"body":`...)
+	end = "},\"error\":null}\n"
 	if r.OK() {
-		dst = appendOneLine(dst, r.Body)
-	} else {
-		dst = appendErrorBody(dst, r.Status, r.Body)
+		return dst, oneLine(r.Body), end
 	}
-	return append(dst, "},\"error\":null}\n"...)
+	// An upstream's error stands there as the API's clients expect it: as it is if it has OpenAI's
+	// shape, else wrapped (contract E-03).
+	shaped, text := readError(r.Body)
+	if shaped {
+		return dst, oneLine(r.Body), end
+	}
+	return appendError(dst, r.Status, text), nil, end
 }
 
-// appendErrorBody appends an upstream's error as the API's clients expect it: as it is if it has
-// OpenAI's shape, else wrapped (contract E-03).
-func appendErrorBody(dst []byte, status int, body []byte) []byte {
-	shaped, text := readError(body)
-	if shaped {
-		return appendOneLine(dst, body)
-	}
+// appendError appends an error with OpenAI's shape.
+func appendError(dst []byte, status int, text string) []byte {
 	if text == "" {
 		text = strings.TrimSpace(strconv.Itoa(status) + " " + http.StatusText(status))
 	}

@@ -187,6 +187,10 @@ func bodyOf(t *rapid.T, body string) string {
 	if bytes.IndexByte(line, '\n') != len(line)-1 || bytes.ContainsRune(line, '\r') {
 		t.Fatalf("not one line: %q", line)
 	}
+	r.Compact() // changes nothing but where it is done
+	if again := r.AppendLine(nil, "batch_x", Request{Line: 1, CustomID: []byte(`"a"`)}); !bytes.Equal(again, line) {
+		t.Fatalf("compacted before\n got %q\nwant %q", again, line)
+	}
 	var l struct {
 		Response struct{ Body json.RawMessage }
 	}

@@ -463,9 +463,10 @@ func (x *examination) examineSegment(ctx context.Context, p *patient, w window, 
 func (x *examination) examineJournal(ctx context.Context, p *patient, s *segment, i int32, own []int, seqs []int64) error {
 	c := comparison{x: x, p: p, what: fmt.Sprintf("segment %d", s.ID), segment: i}
 	damaged := false
+	var pieces journal.Pieces
 	for _, seq := range seqs {
-		var group []byte
-		if err := x.q.QueryRowContext(ctx, `SELECT data FROM journal WHERE segment_id = $1 AND seq = $2`, s.ID, seq).Scan(&group); err != nil {
+		group, err := x.JournalGroup(ctx, s.ID, seq)
+		if err != nil {
 			return err
 		}
 		damage := func(format string, args ...any) {
@@ -486,8 +487,18 @@ func (x *examination) examineJournal(ctx context.Context, p *patient, s *segment
 				damage("it has a result of request %d, of %d", e.Index, len(own))
 				continue
 			}
-			line := bytes.TrimSuffix(e.Line, []byte("\n"))
-			if len(line) != len(e.Line)-1 || bytes.IndexByte(line, '\n') >= 0 {
+			text := e.Line
+			if e.Piece() {
+				if text, err = x.joined(ctx, &pieces, s.ID, seq, e); err != nil {
+					damage("%v", err)
+					break
+				}
+			}
+			if text == nil {
+				continue // the rest of the line is to come, or was never recorded
+			}
+			line := bytes.TrimSuffix(text, []byte("\n"))
+			if len(line) != len(text)-1 || bytes.IndexByte(line, '\n') >= 0 {
 				damage("the result of request %d is not one line", e.Index)
 				continue
 			}
@@ -506,6 +517,23 @@ func (x *examination) examineJournal(ctx context.Context, p *patient, s *segment
 		x.find(2, "segment-counts", p.about(), doReport, "segment %d counts %+v, its journal has %+v", s.ID, s.Tally, c.sum)
 	}
 	return nil
+}
+
+// joined returns a line that is recorded in several groups, if e is its last piece, else nil.
+func (x *examination) joined(ctx context.Context, pieces *journal.Pieces, segment, seq int64, e journal.Entry) ([]byte, error) {
+	groups, err := pieces.Add(seq, e)
+	if err != nil || groups == nil {
+		return nil, err
+	}
+	var line bytes.Buffer
+	err = journal.WritePieces(ctx, x, x.unpack, segment, groups, &line)
+	return line.Bytes(), err
+}
+
+// JournalGroup returns one group.
+func (x *examination) JournalGroup(ctx context.Context, segment, seq int64) (group []byte, err error) {
+	err = x.q.QueryRowContext(ctx, `SELECT data FROM journal WHERE segment_id = $1 AND seq = $2`, segment, seq).Scan(&group)
+	return group, err
 }
 
 func unlessUnread(err error) error {

@@ -45,7 +45,7 @@ type hold struct {
 
 	// Guarded by recorder.mu, as only recording changes them.
 	lease    batch.Lease
-	group    *group
+	groups   []*group         // to be recorded, oldest first
 	lost     bool             // to another node
 	kept     map[int64][]byte // groups that are recorded, by seq: see keptBytes
 	released bool             // nothing is kept any more

@@ -118,7 +118,7 @@ func costsOf(t *testing.T, text []byte, answer string) (c costs) {
 		defer s.Close()
 		b.store, b.blobs = s, blobs
 		u, err := upstream.New(upstream.Config{
-			URL: "http://host", Models: []string{"m"}, MaxInFlight: 64, MetricsURL: upstream.NoMetrics, Dialer: instantDialer{answer},
+			URL: "http://host", Models: []string{"m"}, MaxInFlight: 64, MetricsURL: upstream.NoMetrics, Dialer: answering([]byte(answer)),
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -153,14 +153,19 @@ func costsOf(t *testing.T, text []byte, answer string) (c costs) {
 	return c
 }
 
-// An instantDialer connects to an upstream that answers before it is asked.
-type instantDialer struct{ body string }
-
 // answer is a usual one.
 const answer = `{"id":"chatcmpl-1","object":"chat.completion","created":1789000000,"model":"m","choices":[{"index":0,"message":{"role":"assistant","content":"The answer to this question is forty-two, as everybody knows who has read the book."},"finish_reason":"stop"}],"usage":{"prompt_tokens":31,"completion_tokens":18,"total_tokens":49}}`
 
+// An instantDialer connects to an upstream that gives this answer before it is asked.
+type instantDialer []byte
+
+// answering returns a dialer for a body.
+func answering(body []byte) instantDialer {
+	return fmt.Appendf(nil, "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
+}
+
 func (d instantDialer) DialContext(context.Context, string, string) (net.Conn, error) {
-	return &instant{answer: fmt.Appendf(nil, "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", len(d.body), d.body)}, nil
+	return &instant{answer: d}, nil
 }
 
 type instant struct {

@@ -26,7 +26,12 @@ func (e *Engine) work(s *site, c *call) {
 		}
 		a := caller.Call(c.ctx, c.lane.Endpoint, c.request().Body)
 		meter.call(a.Class, time.Since(start))
-		if r, final := e.settle(s, c, a); final {
+		switch r, final := e.settle(s, c, a); {
+		case !final:
+		case len(r.Body) > largeBody:
+			e.addLarge(c, r)
+			e.metrics.result(r)
+		default:
 			line = r.AppendLine(line[:0], c.lease.BatchID, c.request().Request)
 			entry = journal.AppendEntry(entry[:0], int(c.i), r.OK(), line)
 			e.recorder.add(c.hold, r.OK(), r.Usage, entry)
@@ -39,6 +44,22 @@ func (e *Engine) work(s *site, c *call) {
 			}
 		}
 		caller.Release()
+	}
+}
+
+// largeBody is above how many bytes a result is recorded in groups of its own: each copy of its line
+// would take as much as the answer.
+const largeBody = 1 << 20
+
+// addLarge has a large result recorded, without a copy of it. The worker packs it itself, so that others
+// are recorded meanwhile.
+func (e *Engine) addLarge(c *call, r batch.Result) {
+	packer := journal.NewPacker(groupBytes)
+	defer packer.Close()
+	r.Compact()
+	start, body, end := r.Line(nil, c.lease.BatchID, c.request().Request)
+	for group, last := range packer.Groups(int(c.i), r.OK(), start, body, []byte(end)) {
+		e.recorder.addPacked(c.hold, r.OK(), r.Usage, group, last)
 	}
 }
 

@@ -32,7 +32,7 @@ type recorder struct {
 
 	mu       sync.Mutex
 	space    sync.Cond
-	groups   []*hold // with something to record
+	groups   []*hold // with groups to record
 	finished []*hold // of which nothing more comes
 	bytes    int     // in groups
 	oldest   time.Time
@@ -47,10 +47,12 @@ type recorder struct {
 	kept     int             // bytes of groups in holds
 }
 
-// A group is what is to be recorded of one hold next.
+// A group is what is to be recorded of one hold in one transaction.
 type group struct {
-	data []byte
-	n    int
+	data   []byte
+	n      int
+	packed bool        // data is; nothing is added to it
+	tally  batch.Tally // of the hold, with this group
 }
 
 const (
@@ -75,26 +77,69 @@ func newRecorder(s journals, o *outage.Log, m *Metrics) *recorder {
 func (r *recorder) add(h *hold, ok bool, u batch.Usage, entry []byte) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for r.bytes > pendingBytes && !r.hurried {
-		r.space.Wait()
-	}
-	if h.lost {
+	if !r.room(h) {
 		return
 	}
-	g := h.group
-	if g == nil {
-		g = &group{}
+	g := h.lastGroup()
+	if g == nil || g.packed {
+		g = r.newGroup(h)
 		if last := len(r.spare) - 1; last >= 0 {
 			g.data, r.spare = r.spare[last], r.spare[:last]
 			r.spared -= cap(g.data)
 		}
-		h.group = g
-		r.groups = append(r.groups, h)
 	}
 	if room := cap(g.data) - len(g.data); room < len(entry) {
 		g.data = slices.Grow(g.data, max(len(entry), len(g.data))) // more are going to follow
 	}
 	g.data = append(g.data, entry...)
+	r.count(h, g, ok, u)
+	r.added(len(entry))
+}
+
+// addPacked is add of a result that is packed already, in one or more groups. The result counts with the
+// last of them.
+func (r *recorder) addPacked(h *hold, ok bool, u batch.Usage, data []byte, last bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.room(h) {
+		return
+	}
+	g := r.newGroup(h)
+	g.data, g.packed = data, true
+	if last {
+		r.count(h, g, ok, u)
+	}
+	r.added(len(data))
+}
+
+// room waits until there is room for a result, and reports whether it is to be recorded. r.mu is held.
+func (r *recorder) room(h *hold) bool {
+	for r.bytes > pendingBytes && !r.hurried {
+		r.space.Wait()
+	}
+	return !h.lost
+}
+
+// lastGroup returns the group that h was given last, if it is still to be recorded.
+func (h *hold) lastGroup() *group {
+	if len(h.groups) == 0 {
+		return nil
+	}
+	return h.groups[len(h.groups)-1]
+}
+
+// newGroup gives h another group. r.mu is held.
+func (r *recorder) newGroup(h *hold) *group {
+	if len(h.groups) == 0 {
+		r.groups = append(r.groups, h)
+	}
+	g := &group{tally: h.lease.Tally}
+	h.groups = append(h.groups, g)
+	return g
+}
+
+// count counts a result that the last group of h has. r.mu is held.
+func (r *recorder) count(h *hold, g *group, ok bool, u batch.Usage) {
 	if ok {
 		h.lease.Tally.Completed++
 		h.lease.Tally.Usage.Add(u)
@@ -102,12 +147,16 @@ func (r *recorder) add(h *hold, ok bool, u batch.Usage, entry []byte) {
 		h.lease.Tally.Failed++
 	}
 	g.n++
+	g.tally = h.lease.Tally
+}
+
+// added notes that so many bytes more wait to be recorded. r.mu is held.
+func (r *recorder) added(n int) {
 	if r.bytes == 0 {
 		r.oldest = time.Now()
 		wake(r.wake)
 	}
-	r.bytes += len(entry)
-	if r.bytes >= groupBytes {
+	if r.bytes += n; r.bytes >= groupBytes {
 		wake(r.wake)
 	}
 }
@@ -193,10 +242,12 @@ func (r *recorder) run(ctx context.Context, settled func(context.Context, *hold,
 		}
 		groups := make([]batch.Group, len(next.groups))
 		for i, h := range next.groups {
-			packed := packer.Pack(h.data)
-			groups[i] = batch.Group{Lease: h.lease, Tally: h.lease.Tally, Data: packed}
-			r.reuse(h.data)
-			next.groups[i].data = packed
+			if !h.packed {
+				data := packer.Pack(h.data)
+				r.reuse(h.data)
+				h.data = data
+			}
+			groups[i] = batch.Group{Lease: h.lease, Tally: h.lease.Tally, Data: h.data}
 		}
 		lost, err := r.record(ctx, groups)
 		if err != nil {
@@ -239,7 +290,9 @@ func (r *recorder) forgotten() error {
 	n := r.given
 	for _, h := range r.groups {
 		if !h.lost {
-			n += h.group.n
+			for _, g := range h.groups {
+				n += g.n
+			}
 		}
 	}
 	if n == 0 {
@@ -248,12 +301,12 @@ func (r *recorder) forgotten() error {
 	return &UnrecordedError{n, r.why}
 }
 
-// taken is the group of a hold on its way to the store, with the lease as it was at that moment.
+// taken is a group of a hold on its way to the store, with the lease as it was at that moment, but for
+// its tally, which is that with the group.
 type taken struct {
 	*hold
+	*group
 	lease batch.Lease
-	data  []byte // packed from the moment on that it is on its way
-	n     int
 }
 
 // A round is what is recorded in one transaction, and who waits for that.
@@ -276,14 +329,37 @@ func (r *recorder) collect() (next round, wait time.Duration) {
 			return round{}, groupDelay - age
 		}
 	}
-	next = round{finished: r.finished, flushes: r.flushes, closed: r.closed}
+	next.closed = r.closed
+	left, bytes := r.groups[:0], 0
 	for _, h := range r.groups {
-		if !h.lost { // else its segment may be in another hold by now
-			next.groups = append(next.groups, taken{h, h.lease, h.group.data, h.group.n})
+		if h.lost { // its segment may be in another hold by now
+			h.groups = nil
+			continue
 		}
-		h.group = nil
+		t := taken{h, h.groups[0], h.lease}
+		t.lease.Tally = t.group.tally
+		next.groups = append(next.groups, t)
+		if h.groups = h.groups[1:]; len(h.groups) > 0 {
+			left = append(left, h)
+			for _, g := range h.groups {
+				bytes += len(g.data)
+			}
+		}
 	}
-	r.groups, r.finished, r.flushes, r.urgent, r.bytes = nil, nil, nil, false, 0
+	clear(r.groups[len(left):])
+	r.groups, r.bytes, r.urgent = left, bytes, len(left) > 0
+	if len(left) == 0 {
+		next.flushes, r.flushes = r.flushes, nil
+	}
+	waiting := r.finished
+	r.finished = nil
+	for _, h := range waiting {
+		if len(h.groups) > 0 {
+			r.finished = append(r.finished, h)
+		} else {
+			next.finished = append(next.finished, h)
+		}
+	}
 	r.space.Broadcast()
 	return next, -1
 }
@@ -388,7 +464,9 @@ func (r *recorder) recorded(holds []taken, lost []int64) (gone []*hold) {
 			gone = append(gone, h.hold)
 		} else {
 			h.hold.lease.Seq++
-			r.keep(h.hold, h.hold.lease.Seq, h.data, h.n)
+			if !h.packed { // else it has a large line, which is read back piece by piece
+				r.keep(h.hold, h.hold.lease.Seq, h.data, h.n)
+			}
 		}
 	}
 	return gone

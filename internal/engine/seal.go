@@ -106,15 +106,14 @@ func (e *Engine) writeParts(ctx context.Context, h *hold, lease batch.Lease) (ou
 			}
 			continue
 		}
-		line, ok, err := recorded.Line(ctx, i)
-		if err != nil {
-			return fail(err)
-		}
 		to := bad
-		if ok {
+		if recorded.OK(i) {
 			to = good
 		}
-		if err := to.write(ctx, line); err != nil {
+		if err := to.begin(ctx); err != nil {
+			return fail(err)
+		}
+		if err := recorded.WriteLine(ctx, i, to.w); err != nil {
 			return fail(err)
 		}
 	}
@@ -136,19 +135,26 @@ type part struct {
 
 func (e *Engine) newPart() *part { return &part{e: e} }
 
-func (p *part) write(ctx context.Context, line []byte) error {
-	if p.w == nil {
-		p.key = blob.NewKey()
-		// The row first: bytes without a row would never be found again.
-		if err := p.e.store.ReserveBlob(ctx, p.key); err != nil {
-			return err
-		}
-		var err error
-		if p.w, err = p.e.blobs.Create(ctx, p.key); err != nil {
-			return err
-		}
+// begin makes p, if that is not done yet.
+func (p *part) begin(ctx context.Context) error {
+	if p.w != nil {
+		return nil
 	}
-	_, err := p.w.Write(line)
+	p.key = blob.NewKey()
+	// The row first: bytes without a row would never be found again.
+	if err := p.e.store.ReserveBlob(ctx, p.key); err != nil {
+		return err
+	}
+	var err error
+	p.w, err = p.e.blobs.Create(ctx, p.key)
+	return err
+}
+
+func (p *part) write(ctx context.Context, line []byte) error {
+	err := p.begin(ctx)
+	if err == nil {
+		_, err = p.w.Write(line)
+	}
 	return err
 }
 

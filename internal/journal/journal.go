@@ -12,10 +12,13 @@
 // The length of a packed line is a uint32, little endian. There are some only where the format says
 // so. How one is packed stands in digits.go.
 //
+// A line that is large stands in several groups, each with a piece of it and nothing else: see pieces.go.
+//
 // Every version that may work on one database reads every format that the others write.
 package journal
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -32,12 +35,16 @@ const (
 	formatZstd            // of the same data
 	formatPacked          // plain, and lines may be packed
 	formatPackedZstd      // of the same data
+	// formatPiece is added to the format of a group that has a piece of a line.
+	formatPiece byte = 0x80
 )
 
 // The bits of an entry's second field.
 const (
 	entryOK byte = 1 << iota
 	entryPacked
+	entryMore  // it is a piece, and others follow
+	entryPiece // it is a piece
 )
 
 // AppendEntry appends the entry of one result to the data of a group, from which a Packer makes it.
@@ -71,6 +78,11 @@ type Entry struct {
 	Offset int    // of Line in the data
 	Line   []byte // points into the data
 	packed bool   // Line is; never in what an Unpacker returns
+	// Of a piece, see Piece.
+	At   int  // of Line in the whole line
+	More bool // others follow
+
+	piece bool
 }
 
 var errDamaged = errors.New("damaged group")
@@ -84,8 +96,20 @@ func Entries(data []byte) iter.Seq2[Entry, error] {
 				yield(Entry{}, errDamaged)
 				return
 			}
-			e := Entry{Index: int(index), OK: rest[k]&entryOK != 0, packed: rest[k]&entryPacked != 0}
+			flags := rest[k]
+			e := Entry{
+				Index: int(index), OK: flags&entryOK != 0, More: flags&entryMore != 0,
+				packed: flags&entryPacked != 0, piece: flags&entryPiece != 0,
+			}
 			rest = rest[k+1:]
+			if e.piece {
+				at, k := binary.Uvarint(rest)
+				if k <= 0 || at > maxLine {
+					yield(Entry{}, errDamaged)
+					return
+				}
+				e.At, rest = int(at), rest[k:]
+			}
 			size, k := binary.Uvarint(rest)
 			if e.packed {
 				if size, k = 0, 4; len(rest) >= 4 {
@@ -150,7 +174,10 @@ func packedBytes(data []byte) (n int) {
 }
 
 // An Unpacker is the reverse of a Packer. It is not safe for concurrent use.
-type Unpacker struct{ dec *zstd.Decoder }
+type Unpacker struct {
+	dec   *zstd.Decoder
+	piece []byte // memory for groups with a piece of a line
+}
 
 // NewUnpacker returns an unpacker.
 func NewUnpacker() *Unpacker {
@@ -158,7 +185,7 @@ func NewUnpacker() *Unpacker {
 	if err != nil {
 		panic(err) // of the options, which are constant
 	}
-	return &Unpacker{dec}
+	return &Unpacker{dec: dec}
 }
 
 // Close gives the unpacker's memory back.
@@ -171,7 +198,8 @@ const maxGroup = 1 << 30
 // smallGroup bounds what a group holds whose size zstd does not write down.
 const smallGroup = 1 << 10
 
-// Unpack returns the data of a group. It may point into the group.
+// Unpack returns the data of a group. It may point into the group, and with a piece of a line it is valid
+// until the next call.
 func (u *Unpacker) Unpack(group []byte) ([]byte, error) {
 	data, err := u.decompress(group)
 	if err != nil || packedBytes(data) == 0 {
@@ -201,7 +229,7 @@ func (u *Unpacker) decompress(group []byte) ([]byte, error) {
 	if len(group) == 0 {
 		return nil, errDamaged
 	}
-	switch group[0] {
+	switch group[0] &^ formatPiece {
 	case formatPlain, formatPacked:
 		return group[1:], nil
 	case formatZstd, formatPackedZstd:
@@ -214,7 +242,11 @@ func (u *Unpacker) decompress(group []byte) ([]byte, error) {
 		if !h.HasFCS {
 			size = smallGroup
 		}
-		return u.dec.DecodeAll(group[1:], make([]byte, 0, size))
+		if group[0]&formatPiece == 0 {
+			return u.dec.DecodeAll(group[1:], make([]byte, 0, size))
+		}
+		u.piece = slices.Grow(u.piece[:0], int(size))
+		return u.dec.DecodeAll(group[1:], u.piece[:0:size])
 	}
 	return nil, fmt.Errorf("group format %d is of a newer version", group[0])
 }
@@ -223,7 +255,7 @@ func (u *Unpacker) decompress(group []byte) ([]byte, error) {
 type Store interface {
 	// JournalSeqs lists the groups of a segment, oldest first.
 	JournalSeqs(ctx context.Context, segment int64) ([]int64, error)
-	JournalGroup(ctx context.Context, segment, seq int64) ([]byte, error)
+	Groups
 }
 
 // A Record is what is recorded of a segment: for each request, where its line stands.
@@ -232,6 +264,8 @@ type Record struct {
 	segment int64
 	seqs    []int64
 	places  []place
+	pieces  Pieces
+	whole   map[int][]int64 // the groups of lines that stand in several, by request
 	unpack  *Unpacker
 	line    []byte // that was packed
 	// The data of all groups, if that is no more than cacheBytes; else nil. Here and below lines that
@@ -245,11 +279,14 @@ type Record struct {
 
 // A place is where a line stands.
 type place struct {
-	group        int32 // index into seqs
+	group        int32 // index into seqs, or inPieces
 	offset, size int   // in the data of the group; size 0: not recorded
 	at           int   // in lines
 	ok, packed   bool
 }
+
+// inPieces is the group of a line that stands in several.
+const inPieces = -1
 
 // cacheBytes bounds the data that is kept while lines are read. Results stand in the journal in
 // the order they came; of a segment of large answers each group is unpacked once for every so many
@@ -262,7 +299,7 @@ func Read(ctx context.Context, s Store, segment int64, n int) (*Record, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &Record{store: s, segment: segment, seqs: seqs, places: make([]place, n), cache: map[int32][]byte{}}
+	r := &Record{store: s, segment: segment, seqs: seqs, places: make([]place, n), whole: map[int][]int64{}, cache: map[int32][]byte{}}
 	if len(seqs) == 0 {
 		return r, nil
 	}
@@ -288,6 +325,17 @@ func (r *Record) index(ctx context.Context, group int32) error {
 		if e.Index >= len(r.places) {
 			return errDamaged
 		}
+		if e.Piece() {
+			whole, err := r.pieces.Add(r.seqs[group], e)
+			if err != nil {
+				return err
+			}
+			if whole != nil {
+				r.places[e.Index] = place{group: inPieces, size: e.At + len(e.Line), ok: e.OK}
+				r.whole[e.Index] = whole
+			}
+			return nil // there is nothing else in its group, which need not be kept
+		}
 		r.places[e.Index] = place{group: group, offset: e.Offset, size: len(e.Line), ok: e.OK, packed: e.packed}
 	}
 	if r.cached += len(data); r.cached > cacheBytes {
@@ -302,10 +350,18 @@ func (r *Record) index(ctx context.Context, group int32) error {
 // Has reports whether the request with the index has a result.
 func (r *Record) Has(i int) bool { return r.places[i].size > 0 }
 
+// OK reports whether the request with the index succeeded.
+func (r *Record) OK(i int) bool { return r.places[i].ok }
+
 // Line returns the finished line of the request with the index, and whether it succeeded. The line
 // is valid until the next call. Lines are meant to be asked for in the order of requests.
 func (r *Record) Line(ctx context.Context, i int) (line []byte, ok bool, err error) {
 	p := &r.places[i]
+	if p.group == inPieces {
+		var whole bytes.Buffer
+		err := r.WriteLine(ctx, i, &whole)
+		return whole.Bytes(), p.ok, err
+	}
 	if r.cache != nil {
 		line, err = r.unpacked(p, r.cache[p.group][p.offset:p.offset+p.size])
 		return line, p.ok, err
@@ -337,6 +393,9 @@ func (r *Record) gather(ctx context.Context, from int) error {
 	var groups []int32
 	for ; to < len(r.places); to++ {
 		p := &r.places[to]
+		if p.group == inPieces {
+			continue // it is not read with others
+		}
 		if size > 0 && size+p.size > cacheBytes {
 			break
 		}

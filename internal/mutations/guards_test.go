@@ -268,12 +268,12 @@ var mutations = []mutation{
 
 	// Blobs.
 	{"a row commits before the bytes: parts", "internal/engine/seal.go",
-		"		if err := p.e.store.ReserveBlob(ctx, p.key); err != nil {\n			return err\n		}\n", "", engineTests + " -run TestMatrix/(clients|work)$"},
+		"	if err := p.e.store.ReserveBlob(ctx, p.key); err != nil {\n		return err\n	}\n", "", engineTests + " -run TestMatrix/(clients|work)$"},
 	{"a row commits before the bytes: uploads", "internal/api/upload.go",
 		"	if err := f.Store.ReserveBlob(ctx, key); err != nil {\n		return fmt.Errorf(\"reserve blob: %w\", err)\n	}\n", "", apiTests + " -run TestUpload"},
 	{"bytes come after their row", "internal/engine/seal.go",
-		"		if err := p.e.store.ReserveBlob(ctx, p.key); err != nil {\n			return err\n		}\n		var err error\n		if p.w, err = p.e.blobs.Create(ctx, p.key); err != nil {\n			return err\n		}\n	}\n	_, err := p.w.Write(line)\n	return err\n}\n\nfunc (p *part) commit() (batch.Part, error) {\n	if p.w == nil {\n		return batch.Part{}, nil\n	}\n	n, err := p.w.Commit()\n",
-		"		var err error\n		if p.w, err = p.e.blobs.Create(ctx, p.key); err != nil {\n			return err\n		}\n	}\n	_, err := p.w.Write(line)\n	return err\n}\n\nfunc (p *part) commit() (batch.Part, error) {\n	if p.w == nil {\n		return batch.Part{}, nil\n	}\n	n, err := p.w.Commit()\n	if err == nil {\n		err = p.e.store.ReserveBlob(context.Background(), p.key)\n	}\n", engineTests + " -run TestMatrix/(clients|work|ReserveBlob|blob_link)"},
+		"	if err := p.e.store.ReserveBlob(ctx, p.key); err != nil {\n		return err\n	}\n	var err error\n	p.w, err = p.e.blobs.Create(ctx, p.key)\n	return err\n}\n\nfunc (p *part) write(ctx context.Context, line []byte) error {\n	err := p.begin(ctx)\n	if err == nil {\n		_, err = p.w.Write(line)\n	}\n	return err\n}\n\nfunc (p *part) commit() (batch.Part, error) {\n	if p.w == nil {\n		return batch.Part{}, nil\n	}\n	n, err := p.w.Commit()\n",
+		"	var err error\n	p.w, err = p.e.blobs.Create(ctx, p.key)\n	return err\n}\n\nfunc (p *part) write(ctx context.Context, line []byte) error {\n	err := p.begin(ctx)\n	if err == nil {\n		_, err = p.w.Write(line)\n	}\n	return err\n}\n\nfunc (p *part) commit() (batch.Part, error) {\n	if p.w == nil {\n		return batch.Part{}, nil\n	}\n	n, err := p.w.Commit()\n	if err == nil {\n		err = p.e.store.ReserveBlob(context.Background(), p.key)\n	}\n", engineTests + " -run TestMatrix/(clients|work|ReserveBlob|blob_link)"},
 	{"a seal clears the mark of its parts", "internal/store/segments.go",
 		"			if p.Key != \"\" {\n", "			if false {\n", storeTests},
 	{"a file clears the mark of its parts", "internal/store/files.go",

@@ -22,6 +22,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"weak"
 
 	"offpeak/internal/batch"
 )
@@ -40,6 +41,9 @@ type Upstream struct {
 	// that has an answer of more than smallAnswer, so that many at once do not fill the memory: calls
 	// in flight may be thousands.
 	small, large chan struct{}
+	// spare is the memory of the last answer of more than smallAnswer bytes, until it is collected. It is
+	// whose turn it is in large.
+	spare weak.Pointer[[]byte]
 
 	calls  atomic.Int64  // in flight
 	looked atomic.Int64  // when its load was asked for last, in unix nanoseconds
@@ -115,6 +119,7 @@ type Caller struct {
 	wire   wire
 	buf    bytes.Buffer
 	turns  []chan struct{} // that it has for the answer in hand: see Release
+	large  *[]byte         // what a large answer is read into
 	parser batch.AnswerParser
 	bodies batch.BodyParser
 	// Memory of renamed and read.
@@ -164,6 +169,9 @@ func (c *Caller) Call(ctx context.Context, endpoint string, body []byte) Answer 
 	if a.RequestID == "" || len(a.RequestID) > maxRequestID || c.up.isSecret(a.RequestID) {
 		a.RequestID = batch.NewCallID()
 	}
+	if c.large != nil {
+		*c.large = c.buf.Bytes()[:0] // it may have grown
+	}
 	if c.buf.Cap() > ownAnswer+bytes.MinRead {
 		c.buf = bytes.Buffer{} // the answer has it now
 	}
@@ -172,10 +180,24 @@ func (c *Caller) Call(ctx context.Context, endpoint string, body []byte) Answer 
 
 // Release gives the last call's answer up, if that is not done yet: its Body is not valid any more.
 func (c *Caller) Release() {
+	if c.large != nil {
+		c.up.spare = weak.Make(c.large)
+		c.large = nil
+	}
 	for _, turn := range c.turns {
 		<-turn
 	}
 	c.turns = c.turns[:0]
+}
+
+// enlarge moves what there is of a large answer to memory for size bytes. That of the answer before it
+// is used again as long as it is there, so that not several times as much waits to be collected.
+func (c *Caller) enlarge(size int) {
+	if c.large = c.up.spare.Value(); c.large == nil || cap(*c.large) < size {
+		b := make([]byte, 0, size)
+		c.large = &b
+	}
+	c.buf = *bytes.NewBuffer(append((*c.large)[:0], c.buf.Bytes()...))
 }
 
 // turn waits until the caller may have more of an answer.
@@ -269,8 +291,14 @@ func (c *Caller) read(ctx context.Context, deadline time.Time, h head) error {
 			}
 		}
 		upTo := min(step.upTo, most+1)
-		if h.length > have && h.length <= upTo {
-			c.buf.Grow(int(h.length-have) + bytes.MinRead) // ReadFrom wants room for one read more to see the end
+		room := 0
+		if h.length > have {
+			room = int(min(h.length, upTo)-have) + bytes.MinRead // ReadFrom wants room for one read more to see the end
+		}
+		if step.turns == c.up.large {
+			c.enlarge(int(have) + room)
+		} else {
+			c.buf.Grow(room)
 		}
 		c.limited = io.LimitedReader{R: c.wire, N: upTo - have}
 		if _, err = c.buf.ReadFrom(&c.limited); err != nil || int64(c.buf.Len()) < upTo || upTo > most {
