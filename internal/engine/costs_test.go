@@ -88,7 +88,7 @@ func TestCostsOfEmbeddings(t *testing.T) {
 		{"groups read back", float64(a.read + b.read), 0},
 	} {
 		t.Logf("%.3f %s", c.got, c.what)
-		if c.got > c.most && !race {
+		if c.got > c.most && !race && !*clustered {
 			t.Errorf("%.3f %s, want %.3f at most", c.got, c.what, c.most)
 		}
 	}

@@ -8,7 +8,7 @@ import (
 
 // outages log what fails again and again while the database or the blobs are away.
 type outages struct {
-	join, claim, validate, release, finalize, expire, sweep, vacuum, record, seal, share, bury, beat *outage.Log
+	join, claim, validate, release, finalize, expire, sweep, vacuum, record, seal, share, bury, beat, tell *outage.Log
 }
 
 func newOutages(log *slog.Logger) outages {
@@ -27,6 +27,7 @@ func newOutages(log *slog.Logger) outages {
 		seal:     serious("seal segment"),
 		share:    slight("share the limits of upstreams; what is held until now holds on"),
 		bury:     serious("free the work of dead nodes"),
+		tell:     outage.New(log, slog.LevelDebug, "tell what goes on"),
 		beat:     slight("heartbeat; trying again every second"),
 	}
 }

@@ -16,13 +16,13 @@ func (e *Engine) tell(ctx context.Context) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, beatEvery)
 	defer cancel()
-	if err := e.store.Tell(ctx, e.member.self(), now); err != nil {
-		if ctx.Err() == nil {
-			e.log.Debug("tell what goes on", "err", err)
-		}
-		return
+	err := e.store.Tell(ctx, e.member.self(), now)
+	if err == nil {
+		e.told = len(now) > 0
 	}
-	e.told = len(now) > 0
+	if err == nil || ctx.Err() == nil {
+		e.outages.tell.Note(err)
+	}
 }
 
 // activities returns what goes on for each batch that this node has to do with, except when it will be
