@@ -48,6 +48,6 @@ func (e *env) waitingAt(ctx context.Context, up *stub, delay time.Duration, inFl
 	our, limit := medianOf(all, rate), float64(inFlight)/delay.Seconds()
 	e.report(figure{Case: fmt.Sprintf("%s lines, 200 ms, %s in flight", number(float64(lines)), number(float64(inFlight))),
 		Unit: "requests/s", Measured: our, Reference: limit, Against: "in flight ÷ 200 ms", Ratio: our / limit},
-		ratioOf(0.98, "not profiled; presumably what an answer takes beyond its 200 ms, with upstream and server on the same cores, and the beginning and end of the batch, when not every slot is full"))
+		ratioOf(0.98, "the beginning and end of the batch, when not every slot is full, and beyond some 20,000 requests/s the cores, which upstream and server share"))
 	return nil
 }
