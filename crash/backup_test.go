@@ -56,8 +56,11 @@ func TestBackup(t *testing.T) {
 		b, err := s.api.Batch(t.Context(), done)
 		return err == nil && ended(*b)
 	})
-	w.submit(t, s.api, 600)
-	u.awaitAnswers(t, s.process, 300)
+	running := w.submit(t, s.api, 600)
+	poll(t, "answers that are recorded", func() bool {
+		b, err := s.api.Batch(t.Context(), running)
+		return err == nil && b.RequestCounts.Completed+b.RequestCounts.Failed >= 150
+	})
 	if err := os.Mkdir(backup, 0o700); err != nil {
 		t.Fatal(err)
 	}
