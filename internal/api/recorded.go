@@ -132,7 +132,9 @@ func (s *server) sendJournal(ctx context.Context, w io.Writer, segment int64, fa
 			}
 			line := e.Line
 			if e.Piece() {
-				if line, err = s.joined(ctx, u, &pieces, segment, seq, e); err != nil {
+				// Nothing may be written before all of the line is there: its groups are gone at once when
+				// the segment is sealed.
+				if line, err = pieces.Join(ctx, s.Store, u, segment, seq, e); err != nil {
 					return 0, err
 				}
 			}
@@ -146,19 +148,6 @@ func (s *server) sendJournal(ctx context.Context, w io.Writer, segment int64, fa
 		}
 	}
 	return len(seqs), nil
-}
-
-// joined returns a line that is recorded in several groups, if e is its last piece, else nil. Nothing may
-// be written before all of it is there: its groups are gone at once when the segment is sealed.
-func (s *server) joined(ctx context.Context, u *journal.Unpacker, pieces *journal.Pieces, segment, seq int64, e journal.Entry) ([]byte, error) {
-	groups, err := pieces.Add(seq, e)
-	if err != nil || groups == nil {
-		return nil, err
-	}
-	var line bytes.Buffer
-	line.Grow(e.At + len(e.Line))
-	err = journal.WritePieces(ctx, s.Store, u, segment, groups, &line)
-	return line.Bytes(), err
 }
 
 // A lineSet remembers lines of a segment by their sums: no two are equal, since their custom_ids

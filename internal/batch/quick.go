@@ -226,7 +226,7 @@ func (q *quick) word(w string) bool {
 // thousands. What it stops at is for others to judge.
 func (q *quick) numbers() {
 	for {
-		end := q.plainNumber()
+		end := q.numberEnd()
 		if end >= len(q.raw) || q.raw[end] != ',' {
 			return
 		}
@@ -237,9 +237,8 @@ func (q *quick) numbers() {
 	}
 }
 
-// plainNumber returns where the number that comes next ends, or the end of what there is if it is
-// none, or not a plain one.
-func (q *quick) plainNumber() int {
+// numberEnd returns where the number that comes next ends, or the end of what there is if it is none.
+func (q *quick) numberEnd() int {
 	raw, i := q.raw, q.at
 	none := len(raw)
 	if i < len(raw) && raw[i] == '-' {
@@ -296,29 +295,12 @@ func countDigits(b []byte) (n int) {
 }
 
 func (q *quick) number() bool {
-	q.is('-')
-	if !q.is('0') && !q.digits() {
-		return false
+	end := q.numberEnd()
+	if end == len(q.raw) {
+		return false // it is none, and if it is one the object around it is not closed
 	}
-	if q.is('.') && !q.digits() {
-		return false
-	}
-	if q.is('e') || q.is('E') {
-		if !q.is('+') {
-			q.is('-')
-		}
-		return q.digits()
-	}
+	q.at = end
 	return true
-}
-
-// digits passes over digits, of which there must be one.
-func (q *quick) digits() bool {
-	start := q.at
-	for isDigit(q.next()) {
-		q.at++
-	}
-	return q.at > start
 }
 
 // count reads the value that comes next into n; what is no count leaves n as it is.

@@ -489,7 +489,7 @@ func (x *examination) examineJournal(ctx context.Context, p *patient, s *segment
 			}
 			text := e.Line
 			if e.Piece() {
-				if text, err = x.joined(ctx, &pieces, s.ID, seq, e); err != nil {
+				if text, err = pieces.Join(ctx, x, x.unpack, s.ID, seq, e); err != nil {
 					damage("%v", err)
 					break
 				}
@@ -517,17 +517,6 @@ func (x *examination) examineJournal(ctx context.Context, p *patient, s *segment
 		x.find(2, "segment-counts", p.about(), doReport, "segment %d counts %+v, its journal has %+v", s.ID, s.Tally, c.sum)
 	}
 	return nil
-}
-
-// joined returns a line that is recorded in several groups, if e is its last piece, else nil.
-func (x *examination) joined(ctx context.Context, pieces *journal.Pieces, segment, seq int64, e journal.Entry) ([]byte, error) {
-	groups, err := pieces.Add(seq, e)
-	if err != nil || groups == nil {
-		return nil, err
-	}
-	var line bytes.Buffer
-	err = journal.WritePieces(ctx, x, x.unpack, segment, groups, &line)
-	return line.Bytes(), err
 }
 
 // JournalGroup returns one group.

@@ -50,10 +50,7 @@ const (
 // AppendEntry appends the entry of one result to the data of a group, from which a Packer makes it.
 func AppendEntry(dst []byte, index int, ok bool, line []byte) []byte {
 	dst = binary.AppendUvarint(dst, uint64(index))
-	flags := byte(0)
-	if ok {
-		flags |= entryOK
-	}
+	flags := flagOf(ok)
 	if !isNumbers(line) {
 		return appendPlain(append(dst, flags), line)
 	}
@@ -64,6 +61,14 @@ func AppendEntry(dst []byte, index int, ok bool, line []byte) []byte {
 		return dst
 	}
 	return appendPlain(append(dst[:at-1], flags), line) // it is not as numbers as it looks
+}
+
+// flagOf returns the flag of a result that succeeded, or none.
+func flagOf(ok bool) byte {
+	if ok {
+		return entryOK
+	}
+	return 0
 }
 
 // appendPlain appends the line to the beginning of its entry.
@@ -215,11 +220,7 @@ func (u *Unpacker) Unpack(group []byte) ([]byte, error) {
 		if err != nil {
 			return nil, err
 		}
-		flags := byte(0)
-		if e.OK {
-			flags = entryOK
-		}
-		plain = appendPlain(append(binary.AppendUvarint(plain, uint64(e.Index)), flags), e.Line)
+		plain = appendPlain(append(binary.AppendUvarint(plain, uint64(e.Index)), flagOf(e.OK)), e.Line)
 	}
 	return plain, nil
 }

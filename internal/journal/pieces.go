@@ -1,6 +1,7 @@
 package journal
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"fmt"
@@ -45,10 +46,7 @@ func (p *Packer) Groups(index int, ok bool, line ...[]byte) iter.Seq2[[]byte, bo
 		for at := 0; at < size; at += pieceBytes {
 			n := min(size-at, pieceBytes)
 			last := at+n == size
-			flags := entryPiece
-			if ok {
-				flags |= entryOK
-			}
+			flags := entryPiece | flagOf(ok)
 			if !last {
 				flags |= entryMore
 			}
@@ -104,6 +102,20 @@ func (p *Pieces) Add(seq int64, e Entry) (whole []int64, err error) {
 	}
 	delete(p.begun, e.Index)
 	return line.groups, nil
+}
+
+// Join is Add that returns, with the last piece of a line, the whole line, else nil. e is no longer valid
+// then.
+func (p *Pieces) Join(ctx context.Context, s Groups, u *Unpacker, segment, seq int64, e Entry) ([]byte, error) {
+	size := e.At + len(e.Line)
+	groups, err := p.Add(seq, e)
+	if err != nil || groups == nil {
+		return nil, err
+	}
+	var line bytes.Buffer
+	line.Grow(size)
+	err = WritePieces(ctx, s, u, segment, groups, &line)
+	return line.Bytes(), err
 }
 
 // WriteLine writes the finished line of the request with the index. Lines are meant to be asked for in

@@ -21,13 +21,19 @@ func (s *Store) CreateBatch(ctx context.Context, b batch.Batch) error {
 // IdempotencyTime is how long a request can be repeated under its key.
 const IdempotencyTime = 24 * time.Hour
 
+// forgetKeys drops the idempotency keys that count no more at now.
+func forgetKeys(ctx context.Context, q querier, now time.Time) error {
+	_, err := exec(ctx, q, `DELETE FROM idempotency_keys WHERE created_at <= $1`, ms(now.Add(-IdempotencyTime)))
+	return err
+}
+
 // CreateBatchOnce makes b, unless the project has used the key within the last day: for the same
 // request, told by its hash, it returns the batch that was made then; for another it fails with a
 // Conflict.
 func (s *Store) CreateBatchOnce(ctx context.Context, b batch.Batch, key string, request [32]byte) (made batch.Batch, err error) {
 	err = s.tx(ctx, func(q querier) error {
 		now := s.now()
-		if _, err := exec(ctx, q, `DELETE FROM idempotency_keys WHERE created_at <= $1`, ms(now.Add(-IdempotencyTime))); err != nil {
+		if err := forgetKeys(ctx, q, now); err != nil {
 			return err
 		}
 		// Inserted before it is asked for: of two at once the second waits here for the first.

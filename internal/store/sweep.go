@@ -102,7 +102,7 @@ func (s *Store) DropBatches(ctx context.Context, keep time.Duration) error {
 			if _, err := exec(ctx, q, `DELETE FROM batches WHERE id IN (`+in(1, len(old))+`)`, list(old)...); err != nil {
 				return err
 			}
-			if _, err := exec(ctx, q, `DELETE FROM idempotency_keys WHERE created_at <= $1`, ms(s.now().Add(-IdempotencyTime))); err != nil {
+			if err := forgetKeys(ctx, q, s.now()); err != nil {
 				return err
 			}
 			// A key is as old as its batch, or came a moment later.
