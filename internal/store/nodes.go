@@ -99,8 +99,7 @@ func (s *Store) urgent() *Store {
 // that is not the one that it knows was heard (zero: any): of what a later one tells, such as that the
 // clock was set, it has not taken notice.
 //
-// Two at once do no harm: each row changes once, and they take them in one order or leave to each
-// other what is locked.
+// Two at once do no harm: each row changes once, and they leave to each other what is locked.
 func (s *Store) Bury(ctx context.Context, node string, heard time.Time, silent time.Duration) (b batch.Burial, err error) {
 	if s.d.exclusive {
 		return b, nil
@@ -108,16 +107,11 @@ func (s *Store) Bury(ctx context.Context, node string, heard time.Time, silent t
 	if b.Nodes, err = s.declare(ctx, node, heard, silent); err != nil {
 		return b, fmt.Errorf("bury: %w", err)
 	}
-	// Ordered by what is not quite the key, which a planner might else go through from its beginning.
-	b.Segments, err = s.freeAll(ctx, `SELECT id FROM segments
-		WHERE sealed_at IS NULL AND token IS NOT NULL AND node_id IS NOT NULL AND node_id IN (SELECT id FROM nodes WHERE dead_at IS NOT NULL)
-		ORDER BY id + 0 LIMIT 500`, "segments", `UPDATE segments SET token = NULL, node_id = NULL, deaths = deaths + 1 WHERE id`)
+	b.Segments, err = s.freeAll(ctx, "segments", ", deaths = deaths + 1")
 	if err != nil {
 		return b, fmt.Errorf("bury: %w", err)
 	}
-	b.Batches, err = s.freeAll(ctx, `SELECT id FROM batches
-		WHERE status = 'validating' AND node_id IS NOT NULL AND node_id IN (SELECT id FROM nodes WHERE dead_at IS NOT NULL)
-		ORDER BY seq + 0 LIMIT 500`, "batches", `UPDATE batches SET token = NULL, node_id = NULL WHERE id`)
+	b.Batches, err = s.freeAll(ctx, "batches", "")
 	if err != nil {
 		return b, fmt.Errorf("bury: %w", err)
 	}
@@ -167,28 +161,41 @@ func (s *Store) declare(ctx context.Context, judge string, heard time.Time, sile
 	return names, err
 }
 
-// freeAll has the update change the rows of table that the query finds, some at a time, and returns
-// how many there were.
-func (s *Store) freeAll(ctx context.Context, query, table, update string) (n int, err error) {
-	for {
-		held, err := all(ctx, s.read, scalar[any], query)
-		if err != nil || len(held) == 0 {
-			return n, err
-		}
-		var ids []any
-		err = s.tx(ctx, func(q querier) error {
-			// What its owner is about to change is left to the next look.
-			if ids, err = all(ctx, q, scalar[any], query+s.free(table)); err != nil || len(ids) == 0 {
-				return err
+// freeAll frees the rows of table that are held by dead nodes, and returns how many there were. Who holds
+// a row stands in it as long as that is held, and no longer.
+func (s *Store) freeAll(ctx context.Context, table, set string) (n int, err error) {
+	// Node by node, which no planner makes one walk through what all nodes hold.
+	dead, err := all(ctx, s.read, scalar[any], `SELECT id FROM nodes WHERE dead_at IS NOT NULL
+		AND (SELECT id FROM `+table+` WHERE node_id = nodes.id LIMIT 1) IS NOT NULL ORDER BY id`)
+	if err != nil {
+		return 0, err
+	}
+	for _, node := range dead {
+		for {
+			freed, err := s.freeSome(ctx, node, table, set)
+			if n += freed; err != nil {
+				return n, err
 			}
-			_, err := exec(ctx, q, update+` IN (`+in(1, len(ids))+`)`, ids...)
-			return err
-		})
-		n += len(ids)
-		if err != nil || len(ids) < len(held) {
-			return n, err
+			if freed == 0 {
+				break
+			}
 		}
 	}
+	return n, nil
+}
+
+// freeSome frees some of what a dead node holds, and returns how many. What its owner is about to change
+// is left to the next look.
+func (s *Store) freeSome(ctx context.Context, node any, table, set string) (n int, err error) {
+	err = s.tx(ctx, func(q querier) error {
+		ids, err := all(ctx, q, scalar[any], `SELECT id FROM `+table+` WHERE node_id = $1 LIMIT 500`+s.free(table), node)
+		if n = len(ids); err != nil || n == 0 {
+			return err
+		}
+		_, err = exec(ctx, q, `UPDATE `+table+` SET token = NULL, node_id = NULL`+set+` WHERE id IN (`+in(1, n)+`)`, ids...)
+		return err
+	})
+	return n, err
 }
 
 // A Node is one start of a server that works, or worked, on this database.
