@@ -128,8 +128,8 @@ func (e *Engine) take(s *site) *call {
 		return nil
 	}
 	tokens := int64(0)
-	if s.tokens.Limit() > 0 {
-		tokens = q.share.lane.tokens.estimate(next.requests[next.i].Body)
+	if limit := s.tokens.Limit(); limit > 0 {
+		tokens = q.share.lane.tokens.estimate(next.requests[next.i].Body, s.gate.InFlight()+1, limit)
 	}
 	s.allowance.needs = tokens
 	if wait, _ := s.limited(tokens, now); wait > 0 {
@@ -300,13 +300,16 @@ func (e *Engine) settle(s *site, c *call, a upstream.Answer) (r batch.Result, fi
 
 // report tells the limits of s what came of c. e.mu is held.
 func (e *Engine) report(s *site, c *call, a upstream.Answer, outcome sched.Outcome, now time.Time) {
-	used := c.reserved // unless somebody says otherwise
+	used := c.reserved
 	switch {
 	case a.Usage.Total > 0:
 		used = a.Usage.Total
 		c.lane.tokens.learn(c.request().Body, a.Usage)
 	case a.Class == upstream.Throttled, a.Class == upstream.Refused, a.Class == upstream.Permanent:
 		used = 0 // it was not worked on
+	case s.tokens.Limit() > 0:
+		// Nobody says what it came to, nor ever will: it may have been far more than the mean.
+		used = c.lane.tokens.estimate(c.request().Body, 1, s.tokens.Limit())
 	}
 	s.tokens.Settle(c.sentAt, c.reserved, used, now)
 	wasClosed := s.gate.Probing()

@@ -6,30 +6,34 @@ import (
 	"time"
 
 	"offpeak/internal/batch"
+	"offpeak/internal/sched"
 )
 
 // A tokens tells what requests of a lane come to in tokens, from what others came to. It is for
 // limits of tokens per minute, and tells rather too much than too little: what was reserved and not
 // used comes back, what was used and not reserved is gone.
 type tokens struct {
-	perByte float64 // of a prompt
-	answer  float64 // tokens
+	perByte float64         // of a prompt
+	answer  sched.Estimator // of tokens of an answer
 }
 
 const (
-	// firstPerByte and firstAnswer are where nothing is known.
+	// firstPerByte and firstAnswer are where nothing is known; firstAnswer at least, and no less than
+	// this part of the limit: so many are sent until the first is answered.
 	firstPerByte = 1.0 / 3
 	firstAnswer  = 512
+	firstPart    = 1.0 / 16
 )
 
-// estimate returns what a request with the body may come to.
-func (t *tokens) estimate(body []byte) int64 {
-	perByte, answer := t.perByte, t.answer
+// estimate returns what a request with the body may come to, which is one of so many in flight that
+// share a limit of so many tokens per minute.
+func (t *tokens) estimate(body []byte, inFlight int, limit int64) int64 {
+	perByte, answer := t.perByte, t.answer.Reserve(inFlight)
 	if perByte == 0 {
 		perByte = firstPerByte
 	}
-	if answer == 0 {
-		answer = firstAnswer
+	if !t.answer.Known() {
+		answer = max(firstAnswer, firstPart*float64(limit))
 	}
 	if stated := statedMost(body); stated > 0 {
 		answer = float64(stated)
@@ -43,7 +47,7 @@ func (t *tokens) learn(body []byte, u batch.Usage) {
 		upper(&t.perByte, float64(u.Input)/float64(len(body)))
 	}
 	if u.Output > 0 {
-		upper(&t.answer, float64(u.Output))
+		t.answer.Learn(float64(u.Output))
 	}
 }
 
