@@ -34,7 +34,7 @@ func writeBytes(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(os.WriteFile(ts.MkAbs(args[0]), []byte(text), 0o600))
 }
 
-// gen N FILE [TEXT…] writes an input of N chat requests, every one different. The last of them say
+// gen N FILE [TEXT…] writes an input of N chat requests, every one different. The first of them say
 // what the TEXTs say, one each.
 func generate(ts *testscript.TestScript, neg bool, args []string) {
 	usage(ts, neg, len(args) >= 2, "gen N FILE [TEXT…]")
@@ -42,8 +42,8 @@ func generate(ts *testscript.TestScript, neg bool, args []string) {
 	var b bytes.Buffer
 	for i := 1; i <= n; i++ {
 		content := "question"
-		if k := i - 1 - (n - len(texts)); k >= 0 {
-			content = texts[k]
+		if i <= len(texts) {
+			content = texts[i-1]
 		}
 		fmt.Fprintf(&b, `{"custom_id":"r%d","method":"POST","url":"/v1/chat/completions","body":{"model":"m","messages":[{"role":"user","content":"%s %d"}]}}`+"\n", i, content, i)
 	}

@@ -70,6 +70,15 @@ func TestMain(m *testing.M) {
 // everything takes ten times as long, and one in so many tells as much.
 func sparing(i, one int) bool { return race && i%one != 0 }
 
+// unraced leaves a test to the runs without the race detector, of which .ci/test has one on each kind of
+// storage.
+func unraced(t *testing.T) {
+	t.Helper()
+	if race {
+		t.Skip("its answers say nothing about races that others do not, and take long")
+	}
+}
+
 // A bench is a data folder with upstreams around it, on which one process works after another.
 // What they leave is examined whenever one of them ends.
 type bench struct {

@@ -296,9 +296,7 @@ func TestWeights(t *testing.T) {
 // TestLimitIsFound runs answers with a long tail at an upstream with 64 slots and a queue of which
 // nobody says anything. Soon all slots are in use, and they stay so.
 func TestLimitIsFound(t *testing.T) {
-	if race {
-		t.Skip("its answers say nothing about races that others do not, and take long")
-	}
+	unraced(t)
 	bubble(t, func(b *bench) {
 		// Of 2 s in the middle; one in a hundred takes 30 s.
 		u := b.upstream(sim.Config{Timing: sim.Timing{Decode: 62500 * time.Microsecond}, MedianTokens: 32, P99Tokens: 480, Slots: 64}, upstream.Config{MetricsURL: "none"})

@@ -76,15 +76,19 @@ func TestLargeAnswers(t *testing.T) {
 			return done
 		})
 		var text []byte // the same whenever this runs, as what is large hangs on it
-		for i := range 30 {
+		lines := 30
+		if race {
+			lines = 12
+		}
+		for i := range lines {
 			text = append(text, line(fmt.Sprintf("r-%d", i), "m", fmt.Sprintf("large question %d", i))...)
 		}
 		p := b.start(small(12), f.in, func(c *engine.Config) { s.Store, c.Store = c.Store, s })
 		id := b.run(text)
-		b.want(b.ends(id), batch.Completed, 30, 30, 0)
+		b.want(b.ends(id), batch.Completed, int64(lines), int64(lines), 0)
 		b.wantCalls(text, 1)
 		p.drain()
-		if s.large < 5 || s.large > 25 || s.pieces < 3 {
+		if s.large < lines/6 || s.large > lines*5/6 || s.pieces < lines/10 {
 			b.Errorf("%d answers were large, in %d pieces, want about half", s.large, s.pieces)
 		}
 	})
@@ -94,6 +98,9 @@ func TestLargeAnswers(t *testing.T) {
 // sends that request again, and what there is of the former answer is in nobody's way.
 func TestDeathWithinAnAnswer(t *testing.T) {
 	for piece := 1; piece < 3; piece++ {
+		if sparing(piece, 2) {
+			continue
+		}
 		bubble(t, func(b *bench) {
 			b.repeats = true
 			u := b.upstream(sim.Config{}, upstream.Config{MaxInFlight: 1, Models: []string{"m"}})
@@ -123,6 +130,7 @@ func TestDeathWithinAnAnswer(t *testing.T) {
 // TestLargeAnswersTakeLittle bounds what is allocated for an answer of 32 MiB: the memory that it is read
 // into, unless that of the one before it is still there, and little else.
 func TestLargeAnswersTakeLittle(t *testing.T) {
+	unraced(t)
 	const size, few, many = 32 << 20, 2, 6
 	allocated := func(n int) (bytes int64) {
 		synctest.Test(t, func(t *testing.T) {
@@ -165,7 +173,7 @@ func TestLargeAnswersTakeLittle(t *testing.T) {
 	}
 	each := (allocated(many) - allocated(few)) / (many - few)
 	t.Logf("%d KiB for an answer", each>>10)
-	if each > size+8<<20 && !race {
+	if each > size+8<<20 {
 		t.Errorf("%d MiB were allocated for an answer of %d MiB: something is copied", each>>20, size>>20)
 	}
 }

@@ -158,6 +158,7 @@ func (n *fellow) kill() {
 // TestNodesShareALimit has nodes come, die and leave at an upstream with a stated limit. All together
 // never exceed it, it is used up, and who is there has an equal share of it within seconds.
 func TestNodesShareALimit(t *testing.T) {
+	unraced(t)
 	const limit = 8
 	fellows(t, sim.Config{Timing: sim.Timing{Latency: time.Second, Jitter: 0.5}}, func(b *bench, u *up) {
 		c := u.census()
@@ -210,6 +211,7 @@ func TestNodesShareALimit(t *testing.T) {
 
 // TestMoreNodesThanSlots has three nodes share two slots, for calls that are short or long.
 func TestMoreNodesThanSlots(t *testing.T) {
+	unraced(t)
 	for _, latency := range []time.Duration{300 * time.Millisecond, 8 * time.Second} {
 		fellows(t, sim.Config{Timing: sim.Timing{Latency: latency}}, func(b *bench, u *up) {
 			c := u.census()
@@ -364,6 +366,7 @@ func TestLowestLimitCounts(t *testing.T) {
 // TestNodesFindALimit has nodes share an upstream of which nobody has said how much it can do. Together
 // they are about as fast as one would be.
 func TestNodesFindALimit(t *testing.T) {
+	unraced(t)
 	took := map[int]time.Duration{}
 	for _, nodes := range []int{1, 3} {
 		fellows(t, sim.Config{Seed: 1, Slots: 32, Timing: sim.Timing{Latency: 2 * time.Second, Jitter: 0.9}}, func(b *bench, u *up) {

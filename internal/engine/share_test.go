@@ -118,6 +118,7 @@ func TestSmallBesideHuge(t *testing.T) {
 
 // TestNoSlotIdle has a project take what another leaves: all of it, at any time.
 func TestNoSlotIdle(t *testing.T) {
+	unraced(t)
 	bubble(t, func(b *bench) {
 		u := b.upstream(sim.Config{Timing: sim.Timing{Latency: 2 * time.Second, Jitter: 0.9}, Slots: 32}, upstream.Config{MaxInFlight: 32})
 		tap := u.tap()

@@ -26,8 +26,6 @@ func TestStandard(t *testing.T) {
 		{"LargeErrorPage", TestLargeErrorPage},
 		{"LargestAnswer", TestLargestAnswer},
 		{"LargeAnswersAtOnce", TestLargeAnswersAtOnce},
-		{"AnswersInHand", TestAnswersInHand},
-		{"WaitingForTurnEnds", TestWaitingForTurnEnds},
 		{"ConnectionIsReused", TestConnectionIsReused},
 		{"KeyStaysOurs", TestKeyStaysOurs},
 		{"HostileAnswers", TestHostileAnswers},

@@ -485,7 +485,7 @@ func TestLargeAnswersAtOnce(t *testing.T) {
 // However many calls are in flight, only so many have an answer in hand that is not quite small, and
 // one has a large one. The others read on once theirs is released.
 func TestAnswersInHand(t *testing.T) {
-	for _, test := range []struct{ size, most int }{{ownAnswer, 100}, {ownAnswer + 1, smallAtOnce}, {smallAnswer, smallAtOnce}, {smallAnswer + 1, 1}} {
+	for _, test := range []struct{ size, most int }{{ownAnswer, 40}, {ownAnswer + 1, smallAtOnce}, {smallAnswer, smallAtOnce}, {smallAnswer + 1, 1}} {
 		synctest.Test(t, func(t *testing.T) {
 			body := answerOf(test.size)
 			u := newUpstream(t, "http://host", func(c *Config) {
@@ -493,7 +493,7 @@ func TestAnswersInHand(t *testing.T) {
 					return &http.Response{StatusCode: 200, Body: io.NopCloser(strings.NewReader(body)), ContentLength: -1}, nil
 				})
 			})
-			callers := make(chan *Caller, 100)
+			callers := make(chan *Caller, 40)
 			for range cap(callers) {
 				go func() {
 					c := u.NewCaller()
