@@ -13,6 +13,7 @@ func TestBlame(t *testing.T) {
 	const calls = 1000
 	cut := upstream.Answer{Class: upstream.Transient, Cut: true}
 	broken := upstream.Answer{Class: upstream.Transient, Status: 500}
+	proxied := upstream.Answer{Class: upstream.Transient, Status: 502}
 	slow := upstream.Answer{Class: upstream.Transient, Timeout: true}
 	for _, c := range []struct {
 		name    string
@@ -44,7 +45,9 @@ func TestBlame(t *testing.T) {
 		{name: "cut for everybody, each alone, by one that says what it serves", answer: cut, alone: true, failing: 10, lists: true},
 		{name: "cut not alone by one that dies and comes back", answer: cut, before: true, lists: true, dies: true},
 		{name: "500 by one that dies and comes back", answer: broken, before: true, lists: true, dies: true},
-		{name: "500 with nobody to compare with, after better times", answer: broken, before: true, want: 1 + 4*maxAttempts}, // 15 s apart: one in four is charged
+		// Calls are 15 s apart.
+		{name: "500 with nobody to compare with, after better times", answer: broken, before: true, want: 1 + maxAttempts},
+		{name: "502 with nobody to compare with, after better times", answer: proxied, before: true, want: 1 + 4*maxAttempts},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			e, s := &Engine{}, &site{failing: map[*request]bool{}, listed: func() bool { return c.lists }}

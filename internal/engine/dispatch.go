@@ -3,6 +3,7 @@ package engine
 import (
 	"cmp"
 	"math/rand/v2"
+	"net/http"
 	"time"
 
 	"offpeak/internal/batch"
@@ -225,7 +226,7 @@ func (e *Engine) settle(s *site, c *call, a upstream.Answer) (r batch.Result, fi
 	case upstream.Permanent:
 		// A refusal of this one request, unless nobody else fares better.
 		if a.Denied {
-			if s.blame(c, false, s.accepted, now) {
+			if s.blame(c, a, s.accepted, now) {
 				req.charge(now)
 			}
 			if req.attempts < maxDenials {
@@ -333,7 +334,7 @@ func (e *Engine) report(s *site, c *call, a upstream.Answer, outcome sched.Outco
 // failed counts a transient failure of c and says whether it was the last.
 func (e *Engine) failed(s *site, c *call, a upstream.Answer, now time.Time) (r batch.Result, final bool) {
 	req := c.request()
-	guilty := s.blame(c, a.Cut && c.alone, s.answered, now)
+	guilty := s.blame(c, a, s.answered, now)
 	// Of a probe, a cut shows the outage that it was to look for, unless there is little else to send.
 	if a.Cut && !(c.probe && (req.sent == 1 || len(s.failing) > few)) {
 		req.cuts++
@@ -360,24 +361,30 @@ func (e *Engine) failed(s *site, c *call, a upstream.Answer, now time.Time) (r b
 }
 
 // Where nobody else is there to compare with, a request that fails is charged at most once in
-// lonely, and only if few fail or there was something against it before.
+// lonely, and only if few fail or there was something against it before; once in spoken, if it is the
+// upstream itself that says it failed at this one, not a proxy in front of it or a broken connection.
 const (
 	lonely = time.Minute
+	spoken = 15 * time.Second
 	few    = 4
 )
 
-// blame notes that c failed, and reports whether that is its request's own fault: since it was
+// blame notes that c failed with a, and reports whether that is its request's own fault: since it was
 // charged last, or failed first, another was sent that fared better (good is when the latest of
 // those was sent), and there was no outage. With nobody to compare with, an upstream that once was
-// good is given a minute between attempts. Otherwise it is taken for an outage, which costs nothing.
+// good is given time between attempts. Otherwise it is taken for an outage, which costs nothing.
 //
 // If it was alone when its connection broke, it may be what brings the upstream down: that everyone is
 // refused for a while then says nothing for it. Nor need anybody else have been answered by an
 // upstream that has said what it serves.
-func (s *site) blame(c *call, alone bool, good, now time.Time) bool {
+func (s *site) blame(c *call, a upstream.Answer, good, now time.Time) bool {
 	req := c.request()
 	if !c.removed {
 		s.failing[req] = true
+	}
+	alone, pause := a.Cut && c.alone, lonely
+	if a.Status >= 500 && a.Status != http.StatusBadGateway && a.Status != http.StatusGatewayTimeout && !a.Cut {
+		pause = spoken
 	}
 	first := req.failed.IsZero() || s.outage.After(req.charged) || s.refused.After(req.charged) && !alone
 	s.failed, req.failed = now, now
@@ -387,7 +394,7 @@ func (s *site) blame(c *call, alone bool, good, now time.Time) bool {
 		return false
 	case good.After(req.charged):
 		return true
-	case now.Sub(req.charged) < lonely, good.IsZero() && !(alone && s.listed()):
+	case now.Sub(req.charged) < pause, good.IsZero() && !(alone && s.listed()):
 		return false
 	}
 	return len(s.failing) <= few || req.attempts > 0

@@ -66,9 +66,17 @@ func TestMain(m *testing.M) {
 	}))
 }
 
-// sparing reports whether the ith of many alike tests may be spared: with the race detector
-// everything takes ten times as long, and one in so many tells as much.
-func sparing(i, one int) bool { return race && i%one != 0 }
+// sparing reports whether the ith of many alike tests may be spared: with the race detector everything
+// takes ten times as long, and one in so many tells as much. With PostgreSQL and S3 it takes three times
+// as long, and one in three of the largest heaps is run, unless all are asked for.
+func sparing(i, one int) bool {
+	if *clustered && one >= 5 && !*everyFault {
+		one = 3
+	} else if !race {
+		return false
+	}
+	return i%one != 0
+}
 
 // unraced leaves a test to the runs without the race detector, of which .ci/test has one on each kind of
 // storage.
