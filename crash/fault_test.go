@@ -112,7 +112,7 @@ func breakDisk(t *testing.T, r *rand.Rand, f fault) (up, told int) {
 		busy.Go(func() {
 			for range 3 {
 				// What could not be done is told, over a connection that lives.
-				if err := w.keepBusy(ctx, s.api, random, 1); err != nil {
+				if err := w.keepBusy(ctx, s.api, random, 1, 0); err != nil {
 					if e, ok := errors.AsType[*client.Error](err); !s.hasEnded() && ctx.Err() == nil && (!ok || e.Status < 500 || e.Type != "server_error") {
 						t.Errorf("%s: the API says %v", f, err)
 					}

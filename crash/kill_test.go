@@ -181,14 +181,14 @@ func TestKillServe(t *testing.T) {
 		var busy sync.WaitGroup
 		ctx, stop := context.WithCancel(t.Context())
 		random := rand.New(rand.NewPCG(r.Uint64(), 0))
-		most := 5
+		most, enough := 5, m.answers
 		if left.open > 1500 {
-			most = 1
+			most, enough = 1, 0
 		}
 		busy.Go(func() {
 			if s.ready() {
 				ready = time.Now()
-				w.keepBusy(ctx, s.api, random, most)
+				w.keepBusy(ctx, s.api, random, most, enough)
 			}
 		})
 		m.pass(t, u, s.process)

@@ -108,12 +108,13 @@ func (w *work) submit(t *testing.T, api *client.Client, n int) (batch string) {
 	return batch
 }
 
-// keepBusy creates, cancels and deletes things until the server is killed. It returns what the
-// server was asked last, which it has not acknowledged.
-func (w *work) keepBusy(ctx context.Context, api *client.Client, r *rand.Rand, most int) (err error) {
-	for range most {
+// keepBusy creates, cancels and deletes things until the server is killed, or there were so many batches
+// and enough requests, which nobody cancels, for so many answers. It returns what went wrong.
+func (w *work) keepBusy(ctx context.Context, api *client.Client, r *rand.Rand, most, answers int) (err error) {
+	for n, sure := 0, 0; n < most || sure < answers; n++ {
 		var file, batch string
-		if file, err = w.upload(ctx, api, w.input(1+r.IntN(250))); err != nil {
+		lines := 1 + r.IntN(250)
+		if file, err = w.upload(ctx, api, w.input(lines)); err != nil {
 			return err
 		}
 		if batch, err = w.create(ctx, api, file); err != nil {
@@ -126,6 +127,7 @@ func (w *work) keepBusy(ctx context.Context, api *client.Client, r *rand.Rand, m
 				return err
 			}
 			w.note(w.cancels, batch, true)
+			lines = 0
 		case 1: // a batch that has started reads it all the same
 			b, err := api.Batch(ctx, batch)
 			if err != nil {
@@ -140,6 +142,7 @@ func (w *work) keepBusy(ctx context.Context, api *client.Client, r *rand.Rand, m
 			}
 			w.note(w.gone, file, true)
 		}
+		sure += lines
 	}
 	return nil
 }
