@@ -33,8 +33,10 @@ type lean struct {
 	endpoint      string // of the last call
 	before, after []byte // what stands before and after the length of the body in a request's head
 
-	interrupt   func()        // is abort
-	interrupted chan struct{} // has room for one: abort has run
+	watched     context.Context // of the last call: when it ends, the call in hand does
+	stop        func() bool     // ends the watch
+	interrupt   func()          // is abort
+	interrupted chan struct{}   // has room for one: abort has run
 
 	// Of the call in hand.
 	conn     *leanConn
@@ -49,13 +51,16 @@ type lean struct {
 	end      bool        // the body was read to its end
 	keep     bool        // the answer lets the connection carry another call
 	broken   bool        // the request could not be written to its end
+	unsent   bool        // out is written by whoever reads first
+	wrote    int         // of out, by whoever read first
+	writeErr error       // of that
+	early    error       // what came of reading the beginning of the answer, if that went with writing
 	writing  chan error  // gets what came of writing a large request; nil: it is written
-	stop     func() bool // ends the watch for the end of the context
 	vector   net.Buffers // memory of write
 	memory   [4][]byte   // of vector
 
-	mu      sync.Mutex // guards aborted, and with it deadlines: none may be set after abort
-	aborted bool
+	mu      sync.Mutex // guards aborted and conn, and with them deadlines: none may be set after abort
+	aborted bool       // what is watched has ended
 }
 
 const (
@@ -99,12 +104,11 @@ func (l *lean) send(ctx context.Context, deadline time.Time, endpoint string, pa
 	if err := ctx.Err(); err != nil {
 		return head{}, err
 	}
+	l.watch(ctx)
 	l.deadline = deadline
-	l.stop = context.AfterFunc(ctx, l.interrupt)
 	l.compose(endpoint, parts)
 	for {
-		fresh, err := l.connect(ctx)
-		if err != nil {
+		if err := l.connect(ctx); err != nil {
 			return head{}, err
 		}
 		n, err := l.write(parts)
@@ -114,7 +118,7 @@ func (l *lean) send(ctx context.Context, deadline time.Time, endpoint string, pa
 			l.broken = err != nil
 			break
 		}
-		if fresh || !hasClosed(err) {
+		if l.conn.fresh || !hasClosed(err) {
 			return head{}, l.why(err)
 		}
 		l.drop() // nothing of the request was written: the connection was dead already
@@ -134,7 +138,20 @@ func (l *lean) send(ctx context.Context, deadline time.Time, endpoint string, pa
 func (l *lean) forget() {
 	l.got, l.first, l.within, l.limit = false, time.Time{}, false, maxHeader
 	l.left, l.body, l.end, l.keep, l.broken = 0, nil, false, false, false
+	l.unsent, l.wrote, l.writeErr, l.early = false, 0, nil, nil
+}
+
+// watch has the call in hand end when ctx does. Many calls in a row have the same one, and it costs
+// something to begin.
+func (l *lean) watch(ctx context.Context) {
+	if ctx == l.watched {
+		return
+	}
+	if l.stop != nil && !l.stop() {
+		<-l.interrupted
+	}
 	l.aborted = false
+	l.watched, l.stop = ctx, context.AfterFunc(ctx, l.interrupt)
 }
 
 // compose writes the head of a request into l.out, and what else is small enough.
@@ -173,15 +190,15 @@ func (u *Upstream) requestHead(endpoint string) (before, after []byte) {
 }
 
 // connect gets a connection that is idle, or a new one.
-func (l *lean) connect(ctx context.Context) (fresh bool, err error) {
+func (l *lean) connect(ctx context.Context) error {
 	for {
 		c := l.up.conns.take()
 		if c == nil {
 			break
 		}
-		if c.alive() {
+		if l.whole && c.raw != nil || c.alive() { // an exchange looks for itself
 			l.attach(c)
-			return false, nil
+			return nil
 		}
 		c.Close()
 	}
@@ -192,10 +209,10 @@ func (l *lean) connect(ctx context.Context) (fresh bool, err error) {
 		if dialCtx.Err() != nil {
 			err = context.Cause(dialCtx)
 		}
-		return true, err
+		return err
 	}
 	l.attach(c)
-	return true, nil
+	return nil
 }
 
 // attach makes c the connection of the call in hand, and sets until when it is waited for.
@@ -265,11 +282,15 @@ func (l *lean) why(err error) error {
 	return noMore(l.up.cfg.BetweenBytes)
 }
 
-// write writes the request. A large one goes on being written while the answer is waited for.
+// write writes the request. With a small one, it reads the beginning of the answer as well. A large one
+// goes on being written while the answer is waited for.
 func (l *lean) write(parts [][]byte) (n int64, err error) {
 	if l.whole {
-		n, err := l.conn.Write(l.out)
-		return int64(n), err
+		l.unsent = true
+		if _, err := l.in.Peek(1); l.writeErr == nil {
+			l.early = err
+		}
+		return int64(l.wrote), l.writeErr
 	}
 	if lengthOf(parts) <= safeRequest {
 		l.vector = append(append(l.memory[:0], l.out), parts...)
@@ -297,6 +318,9 @@ func hasClosed(err error) bool {
 
 // readHead reads the head of the answer, and what may stand before it.
 func (l *lean) readHead() (head, error) {
+	if l.early != nil {
+		return head{}, l.early
+	}
 	if _, err := l.in.Peek(1); err != nil {
 		return head{}, err
 	}
@@ -324,7 +348,7 @@ func (l *lean) readHead() (head, error) {
 // limited reads from the connection of the call in hand.
 type limited struct{ *lean }
 
-func (r limited) Read(p []byte) (int, error) {
+func (r limited) Read(p []byte) (n int, err error) {
 	if r.limit <= 0 {
 		return 0, io.EOF
 	}
@@ -335,7 +359,16 @@ func (r limited) Read(p []byte) (int, error) {
 		}
 		r.wait(until)
 	}
-	n, err := r.conn.Read(p[:min(int64(len(p)), r.limit)])
+	p = p[:min(int64(len(p)), r.limit)]
+	if r.unsent {
+		r.unsent = false
+		r.wrote, n, r.writeErr, err = r.conn.exchange(r.out, p)
+		if r.writeErr != nil {
+			err = r.writeErr
+		}
+	} else {
+		n, err = r.conn.Read(p)
+	}
 	r.limit -= int64(n)
 	return n, err
 }
@@ -362,16 +395,14 @@ func (l *lean) Read(b []byte) (n int, err error) {
 }
 
 func (l *lean) done() {
-	if l.stop != nil && !l.stop() {
-		<-l.interrupted
-	}
-	l.stop = nil
 	c := l.conn
 	if c == nil {
 		return
 	}
+	l.mu.Lock()
 	l.conn = nil
 	keep := l.end && l.keep && !l.broken && !l.aborted && l.in.Buffered() == 0 // more than the answer is nothing to go on with
+	l.mu.Unlock()
 	if l.writing != nil {
 		if keep {
 			c.SetWriteDeadline(time.Now().Add(spareWrite))

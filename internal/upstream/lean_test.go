@@ -140,42 +140,44 @@ func TestLeanStaleConnections(t *testing.T) {
 		{"reset", reset},
 		{"a word too much", func(conn net.Conn) { io.WriteString(conn, "HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n") }},
 	} {
-		t.Run(c.name, func(t *testing.T) {
-			var mu sync.Mutex
-			conns, requests := 0, 0
-			addr := listen(t, func(conn net.Conn) {
-				mu.Lock()
-				conns++
-				mu.Unlock()
-				r := bufio.NewReader(conn)
-				for {
-					if _, err := readRequest(r); err != nil {
-						return
-					}
+		for _, size := range []int{8, smallRequest, safeRequest} { // each is written in a way of its own
+			t.Run(fmt.Sprint(c.name, " ", size), func(t *testing.T) {
+				var mu sync.Mutex
+				conns, requests := 0, 0
+				addr := listen(t, func(conn net.Conn) {
 					mu.Lock()
-					requests++
+					conns++
 					mu.Unlock()
-					io.WriteString(conn, emptyAnswer)
-					c.then(conn)
+					r := bufio.NewReader(conn)
+					for {
+						if _, err := readRequest(r); err != nil {
+							return
+						}
+						mu.Lock()
+						requests++
+						mu.Unlock()
+						io.WriteString(conn, emptyAnswer)
+						c.then(conn)
+					}
+				})
+				u := newUpstream(t, "http://"+addr)
+				caller := u.NewCaller()
+				for range 20 {
+					want{class: OK, status: 200}.check(t, caller.Call(t.Context(), chat, []byte(answerOf(size))))
+					if idle := u.conns.take(); idle != nil { // else it was there together with the answer
+						for idle.alive() {
+							time.Sleep(time.Millisecond) // until it has come here
+						}
+						u.conns.put(idle)
+					}
+				}
+				mu.Lock()
+				defer mu.Unlock()
+				if conns != 20 || requests != 20 {
+					t.Errorf("%d requests over %d connections, want 20 over 20", requests, conns)
 				}
 			})
-			u := newUpstream(t, "http://"+addr)
-			caller := u.NewCaller()
-			for range 20 {
-				want{class: OK, status: 200}.check(t, caller.Call(t.Context(), chat, []byte(`{}`)))
-				if idle := u.conns.take(); idle != nil { // else it was there together with the answer
-					for idle.alive() {
-						time.Sleep(time.Millisecond) // until it has come here
-					}
-					u.conns.put(idle)
-				}
-			}
-			mu.Lock()
-			defer mu.Unlock()
-			if conns != 20 || requests != 20 {
-				t.Errorf("%d requests over %d connections, want 20 over 20", requests, conns)
-			}
-		})
+		}
 	}
 }
 

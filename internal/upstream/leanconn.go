@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"io"
 	"net"
 	"net/url"
 	"os"
@@ -19,17 +20,29 @@ type leanConn struct {
 	raw   syscall.RawConn // nil: it has none
 	since time.Time       // when it became idle
 
-	look func(fd uintptr) // made once, as it is needed for every call
-	seen error            // by look
-	one  [1]byte          // memory of look
+	// What is done with the descriptor itself, which never blocks. Made once, as it is needed for every call.
+	look func(fd uintptr)
+	step func(fd uintptr) bool
+	seen error   // by look
+	one  [1]byte // memory of look
+
+	fresh bool // it has not carried a call yet
+
+	// Of the exchange in hand.
+	out, in       []byte
+	begun         bool // what could be written of out is
+	wrote, read   int
+	answered      bool // read and err are what came of reading
+	writeErr, err error
 }
 
 func newLeanConn(c net.Conn) *leanConn {
-	l := &leanConn{Conn: c}
+	l := &leanConn{Conn: c, fresh: true}
 	if s, ok := c.(syscall.Conn); ok {
 		if raw, err := s.SyscallConn(); err == nil {
 			l.raw = raw
 			l.look = func(fd uintptr) { _, l.seen = syscall.Read(int(fd), l.one[:]) }
+			l.step = func(fd uintptr) bool { return l.advance(int(fd)) }
 		}
 	}
 	return l
@@ -39,12 +52,91 @@ func newLeanConn(c net.Conn) *leanConn {
 // it, or has said what it was not asked. Its deadline is to be set anew.
 func (c *leanConn) alive() bool {
 	if c.raw != nil {
-		// The descriptor never blocks. Reading would, if only there is something to wait for.
-		return c.raw.Control(c.look) == nil && (c.seen == syscall.EAGAIN || c.seen == syscall.EWOULDBLOCK)
+		// Reading would block, if only there is something to wait for.
+		return c.raw.Control(c.look) == nil && wouldBlock(c.seen)
 	}
 	c.SetReadDeadline(longAgo)
 	_, err := c.Read(c.one[:])
 	return errors.Is(err, os.ErrDeadlineExceeded)
+}
+
+// exchange writes a small request and reads the beginning of its answer, if the connection may carry a
+// call. writeErr says that not all of out was written, of which so many bytes were; err is that of reading.
+//
+// All is done with the descriptor that is there, so that reading begins once there is something: to write
+// first and to read then is to look in vain each time.
+func (c *leanConn) exchange(out, in []byte) (wrote, read int, writeErr, err error) {
+	if c.raw == nil {
+		if wrote, writeErr = c.Write(out); writeErr == nil {
+			read, err = c.Read(in)
+		}
+		return wrote, read, writeErr, err
+	}
+	c.out, c.in = out, in
+	c.begun, c.wrote, c.writeErr, c.answered, c.read, c.err = false, 0, nil, false, 0, nil
+	waited := c.raw.Read(c.step)
+	c.out, c.in = nil, nil
+	if c.writeErr != nil {
+		return c.wrote, 0, c.failed("write", c.writeErr), nil
+	}
+	if c.wrote < len(out) { // there was no room for it, or no time
+		n, err := c.Write(out[c.wrote:])
+		if c.wrote += n; err != nil {
+			return c.wrote, 0, err, nil
+		}
+		if !c.answered {
+			read, err = c.Read(in)
+			return c.wrote, read, nil, err
+		}
+	}
+	switch {
+	case !c.answered:
+		return c.wrote, 0, nil, waited
+	case c.err != nil:
+		return c.wrote, 0, nil, c.failed("read", c.err)
+	case c.read == 0:
+		return c.wrote, 0, nil, io.EOF
+	}
+	return c.wrote, c.read, nil, nil
+}
+
+// advance does what can be done of the exchange in hand without waiting, and reports whether that was all.
+// That there is something to read is told once: what there is before the request is written has to be
+// looked for, since nobody may tell of it any more.
+func (c *leanConn) advance(fd int) (done bool) {
+	n, err := again(syscall.Read, fd, c.in)
+	if c.answered = !wouldBlock(err); c.answered {
+		c.read, c.err = max(n, 0), err
+	}
+	if c.begun {
+		return c.answered
+	}
+	c.begun = true
+	if c.answered && !c.fresh {
+		c.writeErr = syscall.EPIPE // it has closed, or has said what it was not asked
+		return true
+	}
+	if n, err = again(syscall.Write, fd, c.out); err != nil && !wouldBlock(err) {
+		c.writeErr = err
+	}
+	c.wrote = max(n, 0)
+	return c.answered || c.wrote < len(c.out)
+}
+
+// again has a system call made again that a signal has interrupted.
+func again(call func(int, []byte) (int, error), fd int, b []byte) (n int, err error) {
+	for {
+		if n, err = call(fd, b); err != syscall.EINTR {
+			return n, err
+		}
+	}
+}
+
+func wouldBlock(err error) bool { return err == syscall.EAGAIN || err == syscall.EWOULDBLOCK }
+
+// failed is what net says of a system call that fails.
+func (c *leanConn) failed(what string, err error) error {
+	return &net.OpError{Op: what, Net: "tcp", Source: c.LocalAddr(), Addr: c.RemoteAddr(), Err: os.NewSyscallError(what, err)}
 }
 
 // leanConns are the connections to an upstream that no call needs at the moment. They are closed when
@@ -89,7 +181,7 @@ func (p *leanConns) take() *leanConn {
 
 // put keeps a connection for later.
 func (p *leanConns) put(c *leanConn) {
-	c.since = time.Now()
+	c.since, c.fresh = time.Now(), false
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if len(p.idle) >= p.most {
