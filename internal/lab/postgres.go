@@ -204,8 +204,12 @@ func (g *Postgres) Attach() error {
 		}
 	}
 	return g.await("the standby", s, func() bool {
-		state, err := g.Query("SELECT sync_state FROM pg_stat_replication")
-		return err == nil && state == "sync"
+		if state, err := g.Query("SELECT sync_state FROM pg_stat_replication"); err != nil || state != "sync" {
+			return false
+		}
+		// By the process that tells others to wait for standbys, once it has read the settings.
+		_, err := g.Query("CHECKPOINT")
+		return err == nil
 	})
 }
 
