@@ -31,7 +31,7 @@ import (
 	"offpeak/internal/upstream"
 )
 
-var everyFault = flag.Bool("every-fault", false, "TestMatrix strikes every single write, not the first, the last and one other of each kind")
+var everyFault = flag.Bool("every-fault", false, "TestMatrix strikes every single write, not the first, the last and one other of each kind; and nothing is spared with -cluster")
 
 // What may become of a write, beside what the fates of one operation are.
 const (

@@ -165,7 +165,7 @@ func (s *Store) declare(ctx context.Context, judge string, heard time.Time, sile
 // a row stands in it as long as that is held, and no longer.
 func (s *Store) freeAll(ctx context.Context, table, set string) (n int, err error) {
 	// Node by node, which no planner makes one walk through what all nodes hold.
-	dead, err := all(ctx, s.read, scalar[any], `SELECT id FROM nodes WHERE dead_at IS NOT NULL
+	dead, err := all(ctx, s.read, scalar[string], `SELECT id FROM nodes WHERE dead_at IS NOT NULL
 		AND (SELECT id FROM `+table+` WHERE node_id = nodes.id LIMIT 1) IS NOT NULL ORDER BY id`)
 	if err != nil {
 		return 0, err
@@ -186,7 +186,7 @@ func (s *Store) freeAll(ctx context.Context, table, set string) (n int, err erro
 
 // freeSome frees some of what a dead node holds, and returns how many. What its owner is about to change
 // is left to the next look.
-func (s *Store) freeSome(ctx context.Context, node any, table, set string) (n int, err error) {
+func (s *Store) freeSome(ctx context.Context, node, table, set string) (n int, err error) {
 	err = s.tx(ctx, func(q querier) error {
 		ids, err := all(ctx, q, scalar[any], `SELECT id FROM `+table+` WHERE node_id = $1 LIMIT 500`+s.free(table), node)
 		if n = len(ids); err != nil || n == 0 {

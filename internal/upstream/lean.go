@@ -52,8 +52,6 @@ type lean struct {
 	keep     bool        // the answer lets the connection carry another call
 	broken   bool        // the request could not be written to its end
 	unsent   bool        // out is written by whoever reads first
-	wrote    int         // of out, by whoever read first
-	writeErr error       // of that
 	early    error       // what came of reading the beginning of the answer, if that went with writing
 	writing  chan error  // gets what came of writing a large request; nil: it is written
 	vector   net.Buffers // memory of write
@@ -138,7 +136,7 @@ func (l *lean) send(ctx context.Context, deadline time.Time, endpoint string, pa
 func (l *lean) forget() {
 	l.got, l.first, l.within, l.limit = false, time.Time{}, false, maxHeader
 	l.left, l.body, l.end, l.keep, l.broken = 0, nil, false, false, false
-	l.unsent, l.wrote, l.writeErr, l.early = false, 0, nil, nil
+	l.unsent, l.early = false, nil
 }
 
 // watch has the call in hand end when ctx does. Many calls in a row have the same one, and it costs
@@ -287,10 +285,10 @@ func (l *lean) why(err error) error {
 func (l *lean) write(parts [][]byte) (n int64, err error) {
 	if l.whole {
 		l.unsent = true
-		if _, err := l.in.Peek(1); l.writeErr == nil {
+		if _, err := l.in.Peek(1); l.conn.writeErr == nil {
 			l.early = err
 		}
-		return int64(l.wrote), l.writeErr
+		return int64(l.conn.wrote), l.conn.writeErr
 	}
 	if lengthOf(parts) <= safeRequest {
 		l.vector = append(append(l.memory[:0], l.out), parts...)
@@ -362,10 +360,7 @@ func (r limited) Read(p []byte) (n int, err error) {
 	p = p[:min(int64(len(p)), r.limit)]
 	if r.unsent {
 		r.unsent = false
-		r.wrote, n, r.writeErr, err = r.conn.exchange(r.out, p)
-		if r.writeErr != nil {
-			err = r.writeErr
-		}
+		n, err = r.conn.exchange(r.out, p)
 	} else {
 		n, err = r.conn.Read(p)
 	}

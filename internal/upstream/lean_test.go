@@ -299,6 +299,43 @@ func TestLeanAbortedCalls(t *testing.T) {
 	t.Logf("%d of 2000 calls were given up", aborted)
 }
 
+// Calls that have a context in common end with it, the first and any later one, and what it leaves behind
+// does nothing to a call with another.
+func TestLeanCommonContext(t *testing.T) {
+	begun := make(chan struct{}, 1)
+	addr := listen(t, func(conn net.Conn) {
+		r := bufio.NewReader(conn)
+		for {
+			body, err := readRequest(r)
+			if err != nil {
+				return
+			}
+			if bytes.Contains(body, []byte("hang")) {
+				begun <- struct{}{}
+				continue
+			}
+			io.WriteString(conn, emptyAnswer)
+		}
+	})
+	caller := newUpstream(t, "http://"+addr).NewCaller()
+	for answered := range 3 {
+		ctx, stop := context.WithCancel(t.Context())
+		for range answered {
+			want{class: OK, status: 200}.check(t, caller.Call(ctx, chat, []byte(`{}`)))
+		}
+		go func() {
+			<-begun
+			stop()
+		}()
+		for _, when := range []string{"in hand", "to come"} {
+			if a := caller.Call(ctx, chat, []byte(`{"x":"hang"}`)); a.Class != Aborted {
+				t.Errorf("after %d calls, one that is %s as the context ends: %s, %v", answered, when, a.Class, a.Err)
+			}
+		}
+		want{class: OK, status: 200}.check(t, caller.Call(t.Context(), chat, []byte(`{}`)))
+	}
+}
+
 // What needs net/http gets it.
 func TestLeanFor(t *testing.T) {
 	for raw, want := range map[string]bool{

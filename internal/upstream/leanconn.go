@@ -61,43 +61,40 @@ func (c *leanConn) alive() bool {
 }
 
 // exchange writes a small request and reads the beginning of its answer, if the connection may carry a
-// call. writeErr says that not all of out was written, of which so many bytes were; err is that of reading.
+// call. wrote and writeErr say then how much of out was written, and why not all of it was.
 //
 // All is done with the descriptor that is there, so that reading begins once there is something: to write
 // first and to read then is to look in vain each time.
-func (c *leanConn) exchange(out, in []byte) (wrote, read int, writeErr, err error) {
-	if c.raw == nil {
-		if wrote, writeErr = c.Write(out); writeErr == nil {
-			read, err = c.Read(in)
-		}
-		return wrote, read, writeErr, err
-	}
-	c.out, c.in = out, in
+func (c *leanConn) exchange(out, in []byte) (n int, err error) {
 	c.begun, c.wrote, c.writeErr, c.answered, c.read, c.err = false, 0, nil, false, 0, nil
-	waited := c.raw.Read(c.step)
-	c.out, c.in = nil, nil
-	if c.writeErr != nil {
-		return c.wrote, 0, c.failed("write", c.writeErr), nil
+	var waited error
+	if c.raw != nil {
+		c.out, c.in = out, in
+		waited = c.raw.Read(c.step)
+		c.out, c.in = nil, nil
+		if c.writeErr != nil {
+			c.writeErr = c.failed("write", c.writeErr)
+			return 0, c.writeErr
+		}
 	}
-	if c.wrote < len(out) { // there was no room for it, or no time
-		n, err := c.Write(out[c.wrote:])
-		if c.wrote += n; err != nil {
-			return c.wrote, 0, err, nil
+	if c.wrote < len(out) { // there is no descriptor, or was no room for it, or no time
+		n, c.writeErr = c.Write(out[c.wrote:])
+		if c.wrote += n; c.writeErr != nil {
+			return 0, c.writeErr
 		}
 		if !c.answered {
-			read, err = c.Read(in)
-			return c.wrote, read, nil, err
+			return c.Read(in)
 		}
 	}
 	switch {
 	case !c.answered:
-		return c.wrote, 0, nil, waited
+		return 0, waited
 	case c.err != nil:
-		return c.wrote, 0, nil, c.failed("read", c.err)
+		return 0, c.failed("read", c.err)
 	case c.read == 0:
-		return c.wrote, 0, nil, io.EOF
+		return 0, io.EOF
 	}
-	return c.wrote, c.read, nil, nil
+	return c.read, nil
 }
 
 // advance does what can be done of the exchange in hand without waiting, and reports whether that was all.
