@@ -61,7 +61,8 @@ func NewIn(scratch string) (*Lab, error) {
 }
 
 // watch starts a shell that waits for the end of this process, which ends its input, and then takes
-// away what was started here, stopped processes too.
+// away what was started here, stopped processes too, and what killed servers leave in the kernel: a
+// segment of shared memory each, of which a machine has 4,096.
 func (l *Lab) watch() error {
 	r, w, err := os.Pipe()
 	if err != nil {
@@ -72,6 +73,9 @@ func (l *Lab) watch() error {
 for f in pids/*; do
 	p=${f#pids/}
 	for c in $(cat "/proc/$p/task/$p/children" 2>&-) "$p"; do kill -9 "$c" 2>&-; done
+done
+for f in */data/postmaster.pid */killed-*; do
+	ipcrm -m "$(sed -n '7s/.* //p' "$f" 2>&-)" 2>&-
 done
 cd / && rm -rf "$1"`, "sh", l.dir)
 	l.watcher.Dir, l.watcher.Stdin = l.dir, r

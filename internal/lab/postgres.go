@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -109,7 +110,7 @@ func (g *Postgres) start(s *server) (err error) {
 	s.process, err = g.lab.start(s.dir, nil, filepath.Join(g.bin, "postgres"), "-D", s.data(), "-k", s.dir, "-p", s.port,
 		"-c", "listen_addresses=127.0.0.1", "-c", "max_connections=200", "-c", "shared_buffers=64MB",
 		"-c", "hot_standby=on", "-c", "wal_keep_size=512MB", "-c", "wal_sender_timeout=10s", "-c", "wal_receiver_timeout=10s",
-		"-c", "wal_retrieve_retry_interval=200ms")
+		"-c", "wal_retrieve_retry_interval=200ms", "-c", "dynamic_shared_memory_type=mmap") // which goes with the folder
 	if err != nil {
 		return err
 	}
@@ -174,6 +175,11 @@ func (g *Postgres) Attach() error {
 	p, s := g.servers[g.primary], g.servers[1-g.primary]
 	if s.process != nil && !s.hasEnded() {
 		return errors.New("the other server is running")
+	}
+	// What it left in the kernel is named there: see [Lab.watch].
+	left := filepath.Join(s.dir, fmt.Sprintf("killed-%d", time.Now().UnixNano()))
+	if err := os.Rename(filepath.Join(s.data(), "postmaster.pid"), left); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
 	}
 	if err := os.RemoveAll(s.data()); err != nil {
 		return err

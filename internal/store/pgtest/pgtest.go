@@ -283,7 +283,7 @@ func (s *Server) command(name string, args ...string) *exec.Cmd {
 }
 
 // run starts the server. A shell waits beside it for this process to end, which closes the shell's
-// input, and takes everything away then.
+// input, and takes everything away then: the shared memory of a server that was killed, too.
 func (s *Server) run(settings ...string) (err error) {
 	for range 3 { // the port may be taken before the server is there
 		if s.port, err = freePort(); err != nil {
@@ -302,9 +302,9 @@ func (s *Server) try(settings []string) error {
 		return err
 	}
 	defer log.Close()
-	args := []string{"-c", `"$@" <&- & read -r _; kill -QUIT $! 2>&-; wait; rm -rf "$PWD"`, "sh",
+	args := []string{"-c", `"$@" <&- & read -r _; kill -QUIT $! 2>&-; wait; ipcrm -m "$(sed -n '7s/.* //p' data/postmaster.pid 2>&-)" 2>&-; rm -rf "$PWD"`, "sh",
 		filepath.Join(s.bin, "postgres"), "-D", s.data(), "-k", s.dir, "-p", strconv.Itoa(s.port)}
-	for _, v := range append([]string{"listen_addresses=127.0.0.1", "max_connections=300", "shared_buffers=64MB", "max_wal_size=256MB"}, settings...) {
+	for _, v := range append([]string{"listen_addresses=127.0.0.1", "max_connections=300", "shared_buffers=64MB", "max_wal_size=256MB", "dynamic_shared_memory_type=mmap"}, settings...) {
 		args = append(args, "-c", v)
 	}
 	cmd := exec.Command("sh", args...)
