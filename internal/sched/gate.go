@@ -194,6 +194,7 @@ func (g *Gate) setWant(want float64, now time.Time) {
 
 // rise has the share grow from what it was, not at once.
 func (g *Gate) rise(was float64, now time.Time) {
+	g.tolerance.rise(was, g.share())
 	if g.share() > was && (!g.outage.ramping() || g.outage.ramp(now) >= was) {
 		g.outage.rise(was, now)
 	}

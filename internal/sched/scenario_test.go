@@ -110,3 +110,29 @@ func TestScenarios(t *testing.T) {
 		})
 	}
 }
+
+// One refusal for no reason while the limit is looked for costs what a call costs, and not the way up.
+func TestStrayRefusalOnTheWayUp(t *testing.T) {
+	const seeds = 5
+	took := func(refused int) (full float64) {
+		for seed := range uint64(seeds) {
+			calls := 0
+			s := scenario{n: 2000, slots: always(64), seed: seed, refuses: func(*model, float64, *rand.Rand) (Outcome, float64, time.Duration) {
+				if calls++; calls == refused {
+					return Throttled, 0.005, 0
+				}
+				return Answered, 0, 0
+			}}
+			full += s.drive(NewGate(GateConfig{})).full / seeds
+		}
+		return full
+	}
+	without := took(0)
+	for _, call := range []int{1, 10, 16, 20, 30, 50, 70, 100} {
+		with := took(call)
+		t.Logf("call %d refused: %.1f s until 64 requests are left, %.1f s more than if none is", call, with, with-without)
+		if with > without+3 {
+			t.Errorf("call %d refused: it takes %.1f s longer, want 3 at most", call, with-without)
+		}
+	}
+}

@@ -47,6 +47,9 @@ const (
 	// stray is the share of throttled calls for which answers bring back just as many slots. It is
 	// more than the one in twenty that is to cost nothing, as such calls come in crowds.
 	stray = 1.0 / 12
+	// nearly is the part of the calls of use from which on refusals count as stray, and not as what keeps
+	// calls from being more.
+	nearly = 0.9
 	// shortly is for how long it says something about now that a call was let in.
 	shortly = 5 * time.Second
 
@@ -151,6 +154,14 @@ func (t *tolerance) send(level int, now time.Time) {
 			t.tried = now
 		}
 		t.top = max(t.top, level)
+	}
+}
+
+// rise has what stray refusals have cost stay the part that it was when the calls that are of use grow
+// from one number to another: that the upstream puts up with no more than there were is not known.
+func (t *tolerance) rise(was, want float64) {
+	if !t.shared && want > was && t.allow >= nearly*was {
+		t.allow = max(t.allow, t.allow/was*want)
 	}
 }
 
