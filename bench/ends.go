@@ -53,7 +53,7 @@ func milliseconds(d time.Duration) float64 { return d.Seconds() * 1000 }
 // finish measures how long it takes from the last answer of the upstream until the batch is
 // completed and its output's first byte is there.
 func finish(ctx context.Context, e *env) error {
-	const slow = "the last segment is recorded, sealed and finalized after its last answer: a group of up to 50 ms, then two parts and three commits with their fsyncs"
+	const slow = "the last segment is recorded, sealed and finalized after its last answer: a commit, one or two parts with their folder, and two more commits, each with its fsync"
 	sizes := []int{50_000}
 	if e.full {
 		sizes = append(sizes, 1_000_000)

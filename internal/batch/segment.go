@@ -58,6 +58,9 @@ type Group struct {
 	Lease Lease // Seq is that of the last write the owner knows of
 	Tally Tally // of the whole segment with this group: totals, so that repeating adds nothing
 	Data  []byte
+	// Blob, if not empty, is the key of a blob that is reserved along with the group: it is the last one
+	// of its segment, which is written into parts next.
+	Blob string
 }
 
 // An Admission is the right to validate a batch.

@@ -49,6 +49,7 @@ type hold struct {
 	lost     bool             // to another node
 	kept     map[int64][]byte // groups that are recorded, by seq: see keptBytes
 	released bool             // nothing is kept any more
+	blob     string           // key that is reserved for one of its parts, unused; empty: none
 
 	// Guarded by Engine.mu.
 	queue    *queue

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"offpeak/internal/batch"
+	"offpeak/internal/blob"
 	"offpeak/internal/journal"
 	"offpeak/internal/outage"
 )
@@ -214,6 +215,15 @@ func (r *recorder) isLost(h *hold) bool {
 	return h.lost
 }
 
+// takeBlob returns the key that is reserved for a part of h, once; empty if none is.
+func (r *recorder) takeBlob(h *hold) string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	key := h.blob
+	h.blob = ""
+	return key
+}
+
 // lease returns the lease of h as it is after the last write.
 func (r *recorder) lease(h *hold) batch.Lease {
 	r.mu.Lock()
@@ -247,7 +257,7 @@ func (r *recorder) run(ctx context.Context, settled func(context.Context, *hold,
 				r.reuse(h.data)
 				h.data = data
 			}
-			groups[i] = batch.Group{Lease: h.lease, Tally: h.lease.Tally, Data: h.data}
+			groups[i] = batch.Group{Lease: h.lease, Tally: h.lease.Tally, Data: h.data, Blob: h.blob}
 		}
 		lost, err := r.record(ctx, groups)
 		if err != nil {
@@ -302,11 +312,13 @@ func (r *recorder) forgotten() error {
 }
 
 // taken is a group of a hold on its way to the store, with the lease as it was at that moment, but for
-// its tally, which is that with the group.
+// its tally, which is that with the group. With the last one of a hold a blob is reserved for what it is
+// sealed into: that has no commit of its own to wait for.
 type taken struct {
 	*hold
 	*group
 	lease batch.Lease
+	blob  string
 }
 
 // A round is what is recorded in one transaction, and who waits for that.
@@ -336,7 +348,7 @@ func (r *recorder) collect() (next round, wait time.Duration) {
 			h.groups = nil
 			continue
 		}
-		t := taken{h, h.groups[0], h.lease}
+		t := taken{hold: h, group: h.groups[0], lease: h.lease}
 		t.lease.Tally = t.group.tally
 		next.groups = append(next.groups, t)
 		if h.groups = h.groups[1:]; len(h.groups) > 0 {
@@ -358,6 +370,9 @@ func (r *recorder) collect() (next round, wait time.Duration) {
 			r.finished = append(r.finished, h)
 		} else {
 			next.finished = append(next.finished, h)
+			if i := slices.IndexFunc(next.groups, func(t taken) bool { return t.hold == h }); i >= 0 {
+				next.groups[i].blob = blob.NewKey()
+			}
 		}
 	}
 	r.space.Broadcast()
@@ -464,6 +479,7 @@ func (r *recorder) recorded(holds []taken, lost []int64) (gone []*hold) {
 			gone = append(gone, h.hold)
 		} else {
 			h.hold.lease.Seq++
+			h.hold.blob = h.blob
 			if !h.packed { // else it has a large line, which is read back piece by piece
 				r.keep(h.hold, h.hold.lease.Seq, h.data, h.n)
 			}

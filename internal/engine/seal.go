@@ -85,7 +85,8 @@ func (e *Engine) writeParts(ctx context.Context, h *hold, lease batch.Lease) (ou
 		return fail(err)
 	}
 	defer recorded.Close()
-	good, bad := e.newPart(), e.newPart()
+	reserved := e.recorder.takeBlob(h)
+	good, bad := &part{e: e, reserved: &reserved}, &part{e: e, reserved: &reserved}
 	defer good.abort()
 	defer bad.abort()
 	var line []byte
@@ -128,22 +129,24 @@ func (e *Engine) writeParts(ctx context.Context, h *hold, lease batch.Lease) (ou
 
 // A part is an output or error part being written. Without lines it never comes into being.
 type part struct {
-	e   *Engine
-	key string
-	w   blob.Writer
+	e        *Engine
+	reserved *string // key for the first part that needs one; empty: none is left
+	key      string
+	w        blob.Writer
 }
-
-func (e *Engine) newPart() *part { return &part{e: e} }
 
 // begin makes p, if that is not done yet.
 func (p *part) begin(ctx context.Context) error {
 	if p.w != nil {
 		return nil
 	}
-	p.key = blob.NewKey()
 	// The row first: bytes without a row would never be found again.
-	if err := p.e.store.ReserveBlob(ctx, p.key); err != nil {
-		return err
+	p.key, *p.reserved = *p.reserved, ""
+	if p.key == "" {
+		p.key = blob.NewKey()
+		if err := p.e.store.ReserveBlob(ctx, p.key); err != nil {
+			return err
+		}
 	}
 	var err error
 	p.w, err = p.e.blobs.Create(ctx, p.key)

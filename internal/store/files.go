@@ -13,9 +13,11 @@ import (
 // ReserveBlob notes that a blob is about to be written, so that its bytes are found and removed
 // should nobody come to name it. The blob's first byte is written after this returns.
 func (s *Store) ReserveBlob(ctx context.Context, key string) error {
-	_, err := s.change(ctx, `INSERT INTO blobs (key, created_at) VALUES ($1, $2)`, key, ms(s.now()))
+	_, err := s.change(ctx, reserveBlob, key, ms(s.now()))
 	return err
 }
+
+const reserveBlob = `INSERT INTO blobs (key, created_at) VALUES ($1, $2)`
 
 // nameBlobs clears the pending mark of blobs that the transaction names. It fails if one of them
 // was swept meanwhile, because then its bytes are going.

@@ -113,6 +113,12 @@ func (s *Store) Record(ctx context.Context, groups []batch.Group) (lost []int64,
 				g.Lease.ID, g.Lease.Seq+1, g.Data); err != nil {
 				return err
 			}
+			if g.Blob == "" {
+				continue
+			}
+			if _, err := exec(ctx, q, reserveBlob, g.Blob, ms(s.now())); err != nil {
+				return err
+			}
 		}
 		return nil
 	})

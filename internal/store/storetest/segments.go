@@ -178,7 +178,9 @@ func testRecordSeveral(d *db) {
 	}
 	var groups []batch.Group
 	for _, i := range []int{4, 1, 0, 3, 2} { // in no order
-		groups = append(groups, group(leases[i], tally(2, 1), fmt.Sprint(i)))
+		g := group(leases[i], tally(2, 1), fmt.Sprint(i))
+		g.Blob = fmt.Sprint("blob", i)
+		groups = append(groups, g)
 	}
 	for range 2 { // the second time as after a lost reply
 		lost, err := d.Record(d.ctx(), groups)
@@ -202,6 +204,18 @@ func testRecordSeveral(d *db) {
 	}
 	if lost, err := d.Record(d.ctx(), nil); len(lost) > 0 || err != nil {
 		d.Errorf("Record(nothing) = %v, %v", lost, err)
+	}
+	// Of those that are recorded, and of no others, the blobs are reserved.
+	for i, l := range leases {
+		key := fmt.Sprint("blob", i)
+		if i == 1 || i == 3 {
+			d.must(d.ReserveBlob(d.ctx(), key))
+			continue
+		}
+		l.Seq++
+		if _, err := d.Seal(d.ctx(), *l, batch.Part{Key: key, Bytes: 1}, batch.Part{}); err != nil {
+			d.Errorf("Seal() into the blob that was reserved with the last group: %v", err)
+		}
 	}
 }
 
