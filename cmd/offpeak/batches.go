@@ -84,6 +84,12 @@ func printBatch(w io.Writer, b *client.Batch) error {
 		t.add("tokens", fmt.Sprintf("%s in, %s out", humanize.Comma(u.InputTokens), humanize.Comma(u.OutputTokens)))
 	}
 	if x := b.Offpeak; x != nil {
+		if n := deref(x.InFlight); n > 0 {
+			t.add("in flight", humanize.Comma(int64(n)))
+		}
+		if rate := deref(x.RequestsPerSecond); rate > 0 {
+			t.add("rate", fmt.Sprintf("%.1f requests/s", rate))
+		}
 		t.add("waiting for", deref(x.WaitingFor))
 		if x.ETA != nil {
 			late := ""

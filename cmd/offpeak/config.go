@@ -90,7 +90,11 @@ func (c *configFile) parse(text []byte) error {
 		if _, nested := v.(map[string]any); nested {
 			return fmt.Errorf("%s cannot have settings below it", name)
 		}
-		c.flags[strings.ReplaceAll(name, "_", "-")] = v
+		flag := strings.ReplaceAll(name, "_", "-")
+		if _, twice := c.flags[flag]; twice {
+			return fmt.Errorf("%s and %s are the same setting; keep one of them", flag, strings.ReplaceAll(flag, "-", "_"))
+		}
+		c.flags[flag] = v
 	}
 	if !k.Exists("upstreams") {
 		return nil
@@ -100,7 +104,10 @@ func (c *configFile) parse(text []byte) error {
 		return errors.New(`upstreams is no list; begin each of them with "- url"`)
 	}
 	for i, v := range list {
-		m, _ := v.(map[string]any)
+		m, ok := v.(map[string]any)
+		if !ok {
+			return fmt.Errorf(`upstream %d has no settings; write "- url: http://…"`, i+1)
+		}
 		if m["url"] == nil {
 			return fmt.Errorf("upstream %d has no url", i+1)
 		}

@@ -80,7 +80,15 @@ func TestUpstreamSettingErrors(t *testing.T) {
 		{"timeouts: {conect: 1s}", `upstream 1: timeouts has no setting "conect", only connect, first_byte, between_bytes, total`},
 		{"timeouts: 5s", "upstream 1: timeouts has no settings below it"},
 		{"timeouts: {connect: 5}", "upstream 1: timeouts: connect is 5; write it with its unit, like 30s"},
-		{"timeouts: {connect: soon}", "connect"},
+		{"timeouts: {connect: soon}", "upstream 1: timeouts: connect is soon; write it with its unit, like 30s"},
+		{"timeouts: {total: 5 seconds}", "upstream 1: timeouts: total is 5 seconds; write it with its unit, like 30s"},
+		{"timeouts: {total: 0}", "upstream 1: timeouts: total is 0, want more than 0; leave it out for the default"},
+		{"timeouts: {total: 0s}", "upstream 1: timeouts: total is 0, want more than 0; leave it out for the default"},
+		{"key: 0123", "upstream 1: key is not a text; put it in quotes"},
+		{"tls: {server_name: 5}", "upstream 1: tls: server_name is not a text; put it in quotes"},
+		{"headers: {X-Team: 007}", "upstream 1: headers is not texts by name; write it like {a: b}, numbers in quotes"},
+		{"weight: 0", "upstream 1: weight is 0, want at least 1; leave it out for the default"},
+		{"requests_per_minute: 0", "upstream 1: requests_per_minute is 0, want at least 1; leave it out for the default"},
 		{"timeouts: {connect: -5s}", "upstream 1: http://host/v1: timeouts: connect is -5s, want more than 0"},
 		{"tls: {cert: x}", "upstream 1: http://host/v1: it has settings for tls, but its url begins with http://"},
 		{"tls: {certificate: x}", `upstream 1: tls has no setting "certificate", only ca, cert, key, server_name, insecure_skip_verify`},
@@ -92,9 +100,13 @@ func TestUpstreamSettingErrors(t *testing.T) {
 		{"max_in_flight: 0", "upstream 1: max_in_flight is 0, want a number of at least 1, or auto"},
 		{"max_in_flight: 1.5", "upstream 1: max_in_flight is 1.5, want a whole number or auto"},
 		{"max_in_flight: many", "upstream 1: max_in_flight is many, want a whole number or auto"},
-		{"shared: perhaps", "shared"},
-		{"models: {a: b}", "models"},
-		{"aliases: [a]", "aliases"},
+		{"shared: perhaps", "upstream 1: shared is perhaps, want true or false"},
+		{"shared: 5", "upstream 1: shared is 5, want true or false"},
+		{"models: {a: b}", "upstream 1: models is not a list of texts; write it like [a, b], numbers in quotes, or leave it out for the default"},
+		{"models: a, b", "upstream 1: models is not a list of texts"},
+		{"models: []", "upstream 1: models is not a list of texts"},
+		{"models: [4]", "upstream 1: models is not a list of texts"},
+		{"aliases: [a]", "upstream 1: aliases is not texts by name; write it like {a: b}, numbers in quotes"},
 		{"aliases: {a: }", `upstream 1: http://host/v1: aliases: "a" stands for ""; neither may be empty`},
 		{"headers: {Host: x}", "upstream 1: http://host/v1: headers: Host cannot be set"},
 		{"{key: a, key_env: B}", "upstream 1: it has a key and a key_env; keep one of them"},
@@ -112,6 +124,15 @@ func TestUpstreamSettingErrors(t *testing.T) {
 		}
 		if err != nil && strings.Contains(err.Error(), "\n") {
 			t.Errorf("%s: several lines: %v", c.setting, err)
+		}
+	}
+	for text, want := range map[string]string{
+		"upstreams: [http://host/v1]":              `upstream 1 has no settings; write "- url: http://…"`,
+		"max-in-flight: 5\nmax_in_flight: 6":       "max-in-flight and max_in_flight are the same setting; keep one of them",
+		"upstreams:\n  - url: http://host/v1\n  -": `upstream 2 has no settings; write "- url: http://…"`,
+	} {
+		if err := new(configFile).parse([]byte(text)); err == nil || err.Error() != want {
+			t.Errorf("%s: got %v, want %s", text, err, want)
 		}
 	}
 	for _, c := range []struct{ url, want string }{

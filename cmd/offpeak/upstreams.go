@@ -60,7 +60,8 @@ type tlsSetting struct {
 }
 
 // checkShape finds what is in m and not in the struct, and what would be misread: the library that
-// fills the struct takes 5 for 5 ns, and 0.5 for 0. The error goes on from what m is.
+// fills the struct takes 5 for 5 ns, 0.5 for 0, and a key of 0123 for 83. The error goes on from what m
+// is. It tells no value of a text, which may be a secret.
 func checkShape(m map[string]any, of reflect.Type) error {
 	var names []string
 	fields := map[string]reflect.Type{}
@@ -73,32 +74,67 @@ func checkShape(m map[string]any, of reflect.Type) error {
 		if !ok {
 			return fmt.Errorf(" has no setting %q, only %s", name, strings.Join(names, ", "))
 		}
-		v := m[name]
-		_, text := v.(string)
-		_, whole := v.(int)
-		switch {
-		case field == reflect.TypeFor[time.Duration]():
-			if !text && v != 0 {
-				return fmt.Errorf(": %s is %v; write it with its unit, like 30s", name, v)
-			}
-		case field.Kind() == reflect.Int && !whole, name == "max_in_flight" && !whole && v != "auto":
-			return fmt.Errorf(": %s is %v, want a whole number%s", name, v, orAuto(name))
-		case field.Kind() == reflect.Struct:
-			below, ok := v.(map[string]any)
+		if m[name] == nil { // nothing stands behind it
+			continue
+		}
+		if field.Kind() == reflect.Struct {
+			below, ok := m[name].(map[string]any)
 			if !ok {
 				return fmt.Errorf(": %s has no settings below it", name)
 			}
 			if err := checkShape(below, field); err != nil {
 				return fmt.Errorf(": %s%w", name, err)
 			}
+			continue
+		}
+		if wrong := misread(name, m[name], field); wrong != "" {
+			return fmt.Errorf(": %s %s", name, wrong)
 		}
 	}
 	return nil
 }
 
-func orAuto(name string) string {
-	if name == "max_in_flight" {
-		return " or auto"
+// misread tells what is wrong with v as the value of a setting, if it is not what a field has to have.
+func misread(name string, v any, field reflect.Type) string {
+	text, isText := v.(string)
+	n, whole := v.(int)
+	switch {
+	case field == reflect.TypeFor[time.Duration]():
+		d, err := time.ParseDuration(text)
+		if err != nil && v != 0 {
+			return fmt.Sprintf("is %v; write it with its unit, like 30s", v)
+		}
+		if d == 0 {
+			return "is 0, want more than 0; leave it out for the default"
+		}
+	case name == "max_in_flight":
+		if !whole && text != "auto" {
+			return fmt.Sprintf("is %v, want a whole number or auto", v)
+		}
+	case field.Kind() == reflect.Int && !whole:
+		return fmt.Sprintf("is %v, want a whole number", v)
+	case field.Kind() == reflect.Int && n == 0: // which would be as if it were not there
+		return "is 0, want at least 1; leave it out for the default"
+	case field.Kind() == reflect.Bool:
+		if _, ok := v.(bool); !ok {
+			return fmt.Sprintf("is %v, want true or false", v)
+		}
+	case field.Kind() == reflect.String && !isText:
+		return "is not a text; put it in quotes"
+	case field.Kind() == reflect.Slice:
+		list, ok := v.([]any)
+		if !ok || len(list) == 0 || slices.ContainsFunc(list, func(v any) bool { _, ok := v.(string); return !ok }) {
+			return "is not a list of texts; write it like [a, b], numbers in quotes, or leave it out for the default"
+		}
+	case field.Kind() == reflect.Map:
+		texts, ok := v.(map[string]any)
+		for _, v := range texts {
+			_, isText := v.(string)
+			ok = ok && (isText || v == nil) // that it is empty is told better later
+		}
+		if !ok {
+			return "is not texts by name; write it like {a: b}, numbers in quotes"
+		}
 	}
 	return ""
 }
@@ -382,7 +418,7 @@ func upstreamLimit(u openai.Upstream) string {
 
 // upstreamStatus says in a word or two how an upstream is.
 func upstreamStatus(u openai.Upstream) string {
-	until := unixTime(deref(u.ThrottledUntil))
+	until, limited := unixTime(deref(u.ThrottledUntil)), unixTime(deref(u.LimitedUntil))
 	switch {
 	case !u.Healthy && u.UnhealthySince != nil:
 		return "down since " + unixTime(*u.UnhealthySince).Format("15:04:05")
@@ -390,6 +426,8 @@ func upstreamStatus(u openai.Upstream) string {
 		return "down"
 	case until.After(time.Now()):
 		return "throttled until " + until.Format("15:04:05")
+	case limited.After(time.Now()):
+		return "limit used up until " + limited.Format("15:04:05")
 	case u.Cluster != nil && u.Cluster.InFlight >= u.Cluster.Limit, u.Cluster == nil && u.Limit > 0 && u.InFlight >= u.Limit:
 		return "full"
 	}

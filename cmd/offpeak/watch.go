@@ -166,7 +166,7 @@ func batchSnapshot(b *client.Batch, now time.Time) progress.Snapshot {
 		s.InputTokens, s.OutputTokens = u.InputTokens, u.OutputTokens
 	}
 	if x := b.Offpeak; x != nil {
-		s.InFlight, s.WaitingFor = deref(x.InFlight), deref(x.WaitingFor)
+		s.InFlight, s.Rate, s.WaitingFor = deref(x.InFlight), deref(x.RequestsPerSecond), deref(x.WaitingFor)
 		if x.ETA != nil {
 			s.ETA, s.AtRisk = unixTime(*x.ETA), deref(x.DeadlineAtRisk)
 		}

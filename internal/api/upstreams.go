@@ -20,7 +20,7 @@ func wireUpstream(u batch.UpstreamState) openai.Upstream {
 		Object: "offpeak.upstream", Name: u.Name, URL: u.URL,
 		Models: u.Models, ModelsKnown: !u.ModelsUnread, AnyModel: u.AnyModel, Aliases: u.Aliases,
 		Healthy: u.Healthy, UnhealthySince: unix(u.Since), Reason: nullable(u.Why),
-		InFlight: u.InFlight, Limit: u.Limit, MaxInFlight: limit(u.Max), ThrottledUntil: unix(u.ThrottledUntil),
+		InFlight: u.InFlight, Limit: u.Limit, MaxInFlight: limit(u.Max), ThrottledUntil: unix(u.ThrottledUntil), LimitedUntil: unix(u.LimitedUntil),
 		RequestsPerMinute: limit(u.RequestsPerMinute), TokensPerMinute: limit(u.TokensPerMinute),
 		Shared: u.Shared, Weight: u.Weight,
 	}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"strconv"
 	"unicode/utf8"
 
 	"github.com/go-json-experiment/json/jsontext"
@@ -99,6 +100,16 @@ func (s *scanner) value() ([]byte, error) {
 }
 
 func (s *scanner) skip() error { return s.dec.SkipValue() }
+
+// count takes the value that comes next, and returns what whole number it is, or 0 if it is none that
+// anybody would count to.
+func (s *scanner) count() (int64, error) {
+	v, err := s.value()
+	if n, bad := strconv.ParseFloat(string(v), 64); bad == nil && n >= 0 && n < 1<<31 {
+		return int64(n), err
+	}
+	return 0, err
+}
 
 // next returns the kind of the value that comes next: one of n f t " 0 { [, or 0 if it is broken.
 func (s *scanner) next() byte { return byte(s.dec.PeekKind()) }

@@ -168,7 +168,7 @@ func (p *Parser) parseBody(f *fields) (err error) {
 		case "input":
 			if p.s.next() == '[' {
 				start := p.s.dec.InputOffset()
-				f.inputs, err = p.inputs()
+				f.inputs, err = p.s.inputs()
 				f.input = p.s.raw[start:p.s.dec.InputOffset()]
 				f.input = f.input[bytes.IndexByte(f.input, '['):]
 			} else {
@@ -186,13 +186,13 @@ func (p *Parser) parseBody(f *fields) (err error) {
 
 // inputs counts the inputs in the array that comes next: its elements, or one if they are the
 // tokens of a single input.
-func (p *Parser) inputs() (n int64, err error) {
-	if _, err := p.s.dec.ReadToken(); err != nil {
+func (s *scanner) inputs() (n int64, err error) {
+	if _, err := s.dec.ReadToken(); err != nil {
 		return 0, err
 	}
-	tokens := p.s.next() == '0'
-	for p.s.next() != ']' {
-		if err := p.s.skip(); err != nil {
+	tokens := s.next() == '0'
+	for s.next() != ']' {
+		if err := s.skip(); err != nil {
 			return 0, err
 		}
 		n++
@@ -200,7 +200,7 @@ func (p *Parser) inputs() (n int64, err error) {
 	if tokens {
 		n = 1
 	}
-	_, err = p.s.dec.ReadToken()
+	_, err = s.dec.ReadToken()
 	return n, err
 }
 
@@ -211,7 +211,7 @@ func (p *Parser) intern(model []byte) string {
 	return p.model
 }
 
-// A BodyParser finds the model in the bodies of requests. It is not safe for concurrent use.
+// A BodyParser finds things in the bodies of requests. It is not safe for concurrent use.
 type BodyParser struct{ s scanner }
 
 // Model returns the model that a body names, and where in it: body[from:to] is the JSON string. Of
@@ -230,6 +230,39 @@ func (p *BodyParser) Model(body []byte) (model string, from, to int, ok bool) {
 		return "", 0, 0, false
 	}
 	return string(unquote(token)), to - len(token), to, true
+}
+
+// MostTokens returns how many tokens the answer to a body may have, if the body states that, else 0. Where
+// several answers are asked for at once, to one prompt or to several, that is of all together.
+func (p *BodyParser) MostTokens(body []byte) int64 {
+	if !bytes.Contains(body, []byte(`_tokens"`)) {
+		return 0
+	}
+	most, times, prompts := int64(0), int64(1), int64(1)
+	err := p.s.object(body, func(name []byte) (err error) {
+		switch string(name) {
+		case "max_tokens", "max_completion_tokens", "max_output_tokens":
+			var n int64
+			n, err = p.s.count()
+			most = max(most, n)
+		case "n", "best_of":
+			var n int64
+			n, err = p.s.count()
+			times = max(times, n)
+		case "prompt":
+			if p.s.next() != '[' {
+				return p.s.skip()
+			}
+			prompts, err = p.s.inputs()
+		default:
+			err = p.s.skip()
+		}
+		return err
+	})
+	if err != nil {
+		return 0
+	}
+	return most * times * max(prompts, 1)
 }
 
 // SplitLines yields the lines of a window that is in memory, the first being numbered first. Their

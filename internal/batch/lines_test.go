@@ -384,3 +384,36 @@ func TestBodyModel(t *testing.T) {
 		}
 	}
 }
+
+// What a body says of the length of its answer counts where it stands on its own, for all answers that are
+// asked for.
+func TestMostTokens(t *testing.T) {
+	var p BodyParser
+	for body, want := range map[string]int64{
+		`{"model":"m"}`:      0,
+		`{"max_tokens":100}`: 100,
+		`{"max_completion_tokens" : 7,"max_tokens":5}`:   7,
+		`{"max_output_tokens":12}`:                       12,
+		`{"max_tokens":100,"n":8}`:                       800,
+		`{"n":null,"max_tokens":100}`:                    100,
+		`{"max_tokens":10,"n":2,"best_of":4}`:            40,
+		`{"max_tokens":10,"n":2,"prompt":["a","b","c"]}`: 60,
+		`{"max_tokens":10,"prompt":[1,2,3]}`:             10,
+		`{"max_tokens":10,"prompt":[]}`:                  10,
+		`{"max_tokens":10,"prompt":[[1,2],[3]]}`:         20,
+		`{"max_tokens":400,"metadata":{"max_tokens":1}}`: 400,
+		`{"metadata":{"max_tokens":1}}`:                  0,
+		`{"messages":[{"content":"\"max_tokens\":3"}]}`:  0,
+		`{"max_tokens":null}`:                            0,
+		`{"max_tokens":"100"}`:                           0,
+		`{"max_tokens":1e2}`:                             100,
+		`{"max_tokens":-5}`:                              0,
+		`{"max_tokens":1e300}`:                           0,
+		`{"max_\u0074okens":9,"max_tokens":3}`:           9,
+		`{"max_tokens":3`:                                0,
+	} {
+		if got := p.MostTokens([]byte(body)); got != want {
+			t.Errorf("%s: %d, want %d", body, got, want)
+		}
+	}
+}

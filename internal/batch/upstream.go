@@ -20,6 +20,7 @@ type UpstreamState struct {
 	Limit          int // of them, at this moment
 	Max            int // that the operator allows; 0: the limit is found out
 	ThrottledUntil time.Time
+	LimitedUntil   time.Time // until then the limits a minute let nothing through
 	// Where several nodes keep the limits together.
 	Nodes       int   // 0: this node has the upstream to itself
 	AllInFlight int64 // calls of all nodes

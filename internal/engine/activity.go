@@ -98,6 +98,11 @@ func (e *Engine) eta(b batch.Batch, held []*queue, now time.Time) (last time.Tim
 		if n == 0 {
 			continue
 		}
+		soonest, sure := q.soonest(now)
+		last = latest(last, soonest)
+		if sure {
+			continue
+		}
 		at := q.eta(max(1, n*max(left, 1)/known), now)
 		if at.IsZero() {
 			return at
@@ -223,22 +228,22 @@ func (e *Engine) trouble(l *lane, q *queue, now time.Time) (why string, stuck bo
 func (e *Engine) laneTrouble(k batch.Lane, now time.Time) (why string, stuck bool) {
 	var down, throttled, limited *site
 	downs := 0
-	var soonest, until time.Time
+	var newest, until time.Time
 	for _, s := range e.sites {
 		if serves, _ := s.up.Serves(k.Model); !serves {
 			continue
 		}
 		since, _, closed := s.gate.Closed()
 		asked, throttles := s.gate.Throttled()
-		wait, _ := s.limited(1, now)
+		wait, _ := s.heldUp(now)
 		switch {
 		case throttles && asked.After(now):
 			if throttled == nil || asked.Before(until) {
 				throttled, until = s, asked
 			}
 		case closed:
-			if downs++; down == nil || since.Before(soonest) {
-				down, soonest = s, since
+			if downs++; down == nil || since.After(newest) { // until then one was up
+				down, newest = s, since
 			}
 		case wait > 0:
 			limited = s
@@ -248,7 +253,7 @@ func (e *Engine) laneTrouble(k batch.Lane, now time.Time) (why string, stuck boo
 	}
 	switch {
 	case limited != nil:
-		_, by := limited.limited(1, now)
+		_, by := limited.heldUp(now)
 		limits := limited.up.Limits()
 		most := limits.RequestsPerMinute
 		if by == "tokens" {
@@ -258,11 +263,19 @@ func (e *Engine) laneTrouble(k batch.Lane, now time.Time) (why string, stuck boo
 	case throttled != nil:
 		return throttledBy(throttled, until), true
 	case downs > 1:
-		return fmt.Sprintf("all upstreams unreachable since %s: %v", soonest.Format("15:04"), down.lastErr), true
+		return fmt.Sprintf("all upstreams unreachable since %s: %v", clock(newest, now), down.lastErr), true
 	case downs == 1:
-		return fmt.Sprintf("upstream %s down since %s: %v", down.up.Name(), soonest.Format("15:04:05"), down.lastErr), true
+		return fmt.Sprintf("upstream %s down since %s: %v", down.up.Name(), clock(newest, now), down.lastErr), true
 	}
 	return "no upstream serves it", true
+}
+
+// clock writes t as a time of the day, with the day if that is another than now's.
+func clock(t, now time.Time) string {
+	if t, now = t.Local(), now.Local(); t.YearDay() != now.YearDay() || t.Year() != now.Year() {
+		return t.Format("2006-01-02 15:04:05")
+	}
+	return t.Format("15:04:05")
 }
 
 func throttledBy(s *site, until time.Time) string {

@@ -74,7 +74,7 @@ func TestWaitingFor(t *testing.T) {
 			p.waitsFor(id, "") // the other one does it
 			two.SetDown(true)
 			time.Sleep(5 * time.Second)
-			p.waitsFor(id, `lane m: all upstreams unreachable since \d\d:\d\d: .*`)
+			p.waitsFor(id, `lane m: all upstreams unreachable since `+clock+`: .*`)
 			two.SetDown(false)
 			one.away.Store(false)
 		}},
@@ -120,7 +120,7 @@ func TestWaitingFor(t *testing.T) {
 			if n := u.Calls().Calls; n > 8 {
 				b.Errorf("%d calls while it asks everybody to wait for a minute", n)
 			}
-			if s := p.Upstreams()[0]; !s.ThrottledUntil.After(time.Now()) || s.Healthy {
+			if s := p.Upstreams()[0]; !s.ThrottledUntil.After(time.Now()) || !s.Healthy {
 				b.Errorf("the upstream throttles until %v, healthy %v", s.ThrottledUntil, s.Healthy)
 			}
 			u.handle(sim.New(sim.Config{}))
@@ -131,6 +131,16 @@ func TestWaitingFor(t *testing.T) {
 			id := b.run(chat(25))
 			time.Sleep(30 * time.Second)
 			p.waitsFor(id, `lane m: limit of 10 requests a minute at http://up0/v1`)
+		}},
+		{"its limit of tokens", func(b *bench) {
+			b.upstream(second, upstream.Config{MaxInFlight: 50, Models: []string{"m"}, Limits: upstream.Limits{TokensPerMinute: 2000}})
+			p := b.start()
+			id := b.run(stating(chat(60)))
+			time.Sleep(30 * time.Second)
+			p.waitsFor(id, `lane m: limit of 2000 tokens a minute at http://up0/v1`)
+			if s := p.Upstreams()[0]; !s.LimitedUntil.After(time.Now()) || !s.Healthy {
+				b.Errorf("the upstream is limited until %v, healthy %v", s.LimitedUntil, s.Healthy)
+			}
 		}},
 		{"other batches", func(b *bench) {
 			b.upstream(sim.Config{Timing: sim.Timing{Latency: 10 * time.Second}}, upstream.Config{MaxInFlight: 1, Models: []string{"m"}})
@@ -217,6 +227,47 @@ func TestETA(t *testing.T) {
 						100*miss.Seconds()/x.CompletedAt.Sub(asked[percent]).Seconds())
 					if share < -0.25 || share > 0.25 {
 						b.Errorf("at %d %% the estimate is off by %v of %v", percent, miss, x.CompletedAt.Sub(start))
+					}
+				}
+				for other := range b.seen {
+					b.ends(other)
+				}
+				p.drain()
+			})
+		})
+	}
+}
+
+// TestETAWithinLimits: where a limit a minute is what holds a batch up, that is when it will be done.
+func TestETAWithinLimits(t *testing.T) {
+	for _, test := range []struct {
+		name   string
+		limits upstream.Limits
+		other  int // requests of another batch
+	}{
+		{"requests", upstream.Limits{RequestsPerMinute: 60}, 0},
+		{"tokens", upstream.Limits{TokensPerMinute: 6000}, 0},
+		{"beside another", upstream.Limits{RequestsPerMinute: 60}, 300},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			bubble(t, func(b *bench) {
+				b.upstream(sim.Config{Timing: sim.Timing{Latency: time.Second}, MedianTokens: 50, P99Tokens: 100}, upstream.Config{MaxInFlight: 50, Limits: test.limits})
+				p := b.start()
+				start := time.Now()
+				id := b.create(b.upload(stating(chat(600))), 3*time.Minute+24*time.Hour)
+				if test.other > 0 {
+					b.run(stating(chat(test.other)))
+				}
+				told := map[time.Duration]time.Time{}
+				for _, at := range []time.Duration{5 * time.Second, 50 * time.Second, 90 * time.Second, 200 * time.Second} {
+					time.Sleep(at - time.Since(start))
+					told[at] = p.Activity(b.look(id)).ETA
+				}
+				x := b.ends(id)
+				for at, eta := range told {
+					took := x.CompletedAt.Sub(start)
+					if miss := eta.Sub(x.CompletedAt).Abs(); miss > max(time.Minute, took/5) {
+						b.Errorf("after %v it is off by %v of %v", at, miss, took)
 					}
 				}
 				for other := range b.seen {

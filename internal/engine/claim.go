@@ -78,6 +78,7 @@ type request struct {
 	failed   time.Time // last; zero: never
 	charged  time.Time // when an attempt was counted last, or when it failed first
 	failedAt *site     // where its last call went wrong
+	most     int64     // tokens that its answer may have, as it states; -1: it does not, 0: not looked up
 }
 
 // claimAgain is how long no claim is tried after one that failed.

@@ -130,7 +130,7 @@ func (e *Engine) take(s *site) *call {
 	}
 	tokens := int64(0)
 	if limit := s.tokens.Limit(); limit > 0 {
-		tokens = q.share.lane.tokens.estimate(next.requests[next.i].Body, s.gate.InFlight()+1, limit)
+		tokens = q.share.lane.tokens.estimate(&next.requests[next.i], s.gate.InFlight()+1, limit)
 	}
 	s.allowance.needs = tokens
 	if wait, _ := s.limited(tokens, now); wait > 0 {
@@ -310,7 +310,7 @@ func (e *Engine) report(s *site, c *call, a upstream.Answer, outcome sched.Outco
 		used = 0 // it was not worked on
 	case s.tokens.Limit() > 0:
 		// Nobody says what it came to, nor ever will: it may have been far more than the mean.
-		used = c.lane.tokens.estimate(c.request().Body, 1, s.tokens.Limit())
+		used = c.lane.tokens.estimate(c.request(), 1, s.tokens.Limit())
 	}
 	s.tokens.Settle(c.sentAt, c.reserved, used, now)
 	wasClosed := s.gate.Probing()
@@ -323,7 +323,11 @@ func (e *Engine) report(s *site, c *call, a upstream.Answer, outcome sched.Outco
 		e.ringAt(until)
 		if !wasClosed {
 			e.putBack(s)
-			e.log.Warn("upstream is down", "upstream", s.up.Name(), "err", a.Err)
+			if _, down := s.down(now); down {
+				e.log.Warn("upstream is down", "upstream", s.up.Name(), "err", a.Err)
+			} else {
+				e.log.Warn("upstream throttles", "upstream", s.up.Name(), "until", until, "err", a.Err)
+			}
 		}
 	case wasClosed:
 		e.log.Info("upstream is back", "upstream", s.up.Name())

@@ -108,6 +108,7 @@ type Engine struct {
 
 	mu           sync.Mutex
 	sites        []*site
+	gone         []*site // that are not configured any more, while what they spent counts
 	lanes        map[batch.Lane]*lane
 	holds        map[int64]*hold    // by segment
 	loaded       int64              // bytes of windows in holds

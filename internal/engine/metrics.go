@@ -89,6 +89,11 @@ func NewMetrics() *Metrics {
 		m.used[i] = m.tokens.WithLabelValues(kind)
 	}
 	m.kept, m.moved = m.prefixes.WithLabelValues("kept"), m.prefixes.WithLabelValues("moved")
+	for _, s := range batch.Statuses { // so that the first to end is an increase
+		if s.Terminal() {
+			m.ended.WithLabelValues(string(s))
+		}
+	}
 	m.completed, m.failed = m.results.WithLabelValues("completed"), m.results.WithLabelValues("failed")
 	return m
 }
@@ -161,7 +166,7 @@ func (e *Engine) collect(c chan<- prometheus.Metric) {
 	for _, s := range e.sites {
 		name := s.up.Name()
 		up, throttled := 1.0, 0.0
-		if _, _, closed := s.gate.Closed(); closed {
+		if _, down := s.down(now); down {
 			up = 0
 		}
 		if until, ok := s.gate.Throttled(); ok {
@@ -172,7 +177,7 @@ func (e *Engine) collect(c chan<- prometheus.Metric) {
 		gauge(e.metrics.up, up, name)
 		gauge(e.metrics.throttled, throttled, name)
 		if s.requests.Limit() > 0 || s.tokens.Limit() > 0 {
-			wait, _ := s.limited(1, now)
+			wait, _ := s.heldUp(now)
 			gauge(e.metrics.limited, wait.Seconds(), name)
 		}
 		if s.shared() {

@@ -1,8 +1,8 @@
 package engine
 
 import (
-	"bytes"
-	"strconv"
+	"cmp"
+	"slices"
 	"time"
 
 	"offpeak/internal/batch"
@@ -15,6 +15,8 @@ import (
 type tokens struct {
 	perByte float64         // of a prompt
 	answer  sched.Estimator // of tokens of an answer
+	all     sched.Estimator // of tokens that were used
+	bodies  batch.BodyParser
 }
 
 const (
@@ -25,9 +27,9 @@ const (
 	firstPart    = 1.0 / 16
 )
 
-// estimate returns what a request with the body may come to, which is one of so many in flight that
-// share a limit of so many tokens per minute.
-func (t *tokens) estimate(body []byte, inFlight int, limit int64) int64 {
+// estimate returns what r may come to, which is one of so many in flight that share a limit of so many
+// tokens per minute.
+func (t *tokens) estimate(r *request, inFlight int, limit int64) int64 {
 	perByte, answer := t.perByte, t.answer.Reserve(inFlight)
 	if perByte == 0 {
 		perByte = firstPerByte
@@ -35,10 +37,13 @@ func (t *tokens) estimate(body []byte, inFlight int, limit int64) int64 {
 	if !t.answer.Known() {
 		answer = max(firstAnswer, firstPart*float64(limit))
 	}
-	if stated := statedMost(body); stated > 0 {
-		answer = float64(stated)
+	if r.most == 0 {
+		r.most = cmp.Or(t.bodies.MostTokens(r.Body), -1)
 	}
-	return int64(perByte*float64(len(body))+answer) + 1
+	if r.most > 0 {
+		answer = float64(r.most)
+	}
+	return int64(perByte*float64(len(r.Body))+answer) + 1
 }
 
 // learn notes what a request with the body came to.
@@ -49,6 +54,7 @@ func (t *tokens) learn(body []byte, u batch.Usage) {
 	if u.Output > 0 {
 		t.answer.Learn(float64(u.Output))
 	}
+	t.all.Learn(float64(u.Total))
 }
 
 // upper has q follow what only a few values lie above.
@@ -62,26 +68,6 @@ func upper(q *float64, v float64) {
 	}
 }
 
-// statedMost returns how long an answer the body asks for at most, or 0 if it does not say. A key
-// that stands within a text of the prompt has a backslash before its quotes.
-func statedMost(body []byte) (most int64) {
-	for _, key := range []string{`"max_tokens"`, `"max_completion_tokens"`, `"max_output_tokens"`} {
-		at := bytes.LastIndex(body, []byte(key))
-		if at < 0 {
-			continue
-		}
-		rest := bytes.TrimLeft(body[at+len(key):], " \t\r\n:")
-		end := 0
-		for end < len(rest) && rest[end] >= '0' && rest[end] <= '9' {
-			end++
-		}
-		if n, err := strconv.ParseInt(string(rest[:end]), 10, 64); err == nil {
-			most = max(most, n)
-		}
-	}
-	return most
-}
-
 // limited returns how long s has to wait for its limit of requests or tokens a minute, and which of
 // them it is, before it may be sent something that comes to n tokens.
 func (s *site) limited(n int64, now time.Time) (wait time.Duration, by string) {
@@ -92,4 +78,69 @@ func (s *site) limited(n int64, now time.Time) (wait time.Duration, by string) {
 		wait, by = w, "tokens"
 	}
 	return wait, by
+}
+
+// soonest returns when the last of q is done at the soonest, by the limits a minute of the upstreams of its
+// lane; zero if these let everything through. Until then everybody who waits there has as much of them as
+// q has, or all that they want. It is sure if a limit was nearly used up in the last minute: then that is
+// what holds q up, and how many calls are in flight, in bursts, says nothing.
+func (q *queue) soonest(now time.Time) (at time.Time, sure bool) {
+	l := q.share.lane
+	calls, tokens, left := int64(0), 0.0, q.remaining()
+	for _, o := range l.beside() {
+		for _, sh := range o.shares {
+			for _, other := range sh.queues {
+				n := min(max(other.remaining()-int64(other.inFlight), 0), left)
+				calls += n
+				tokens += float64(n) * o.tokens.all.Mean()
+			}
+		}
+	}
+	for _, by := range []struct {
+		bucket func(*site) *sched.Bucket
+		units  int64
+	}{
+		{func(s *site) *sched.Bucket { return s.requests }, calls},
+		{func(s *site) *sched.Bucket { return s.tokens }, int64(tokens)},
+	} {
+		limit, free, spent, wait := int64(0), int64(0), int64(0), time.Duration(0)
+		for _, s := range l.sites {
+			b := by.bucket(s)
+			if b.Limit() == 0 {
+				limit = 0
+				break
+			}
+			spent += b.Spent(now)
+			rest := max(b.Limit()-b.Spent(now), 0)
+			next := time.Minute // after what is free is taken
+			if rest < b.Limit() {
+				next = b.Wait(rest+1, now)
+			}
+			limit, free, wait = limit+b.Limit(), free+rest, max(wait, next)
+		}
+		if limit == 0 || by.units <= free {
+			continue
+		}
+		minutes := (by.units - free - 1) / limit
+		at = latest(at, now.Add(wait+time.Duration(minutes)*time.Minute+l.pace.PerRequest()))
+		sure = sure || 5*spent >= 4*limit
+	}
+	return at, sure
+}
+
+// beside returns the lanes that share an upstream with l, and l.
+func (l *lane) beside() (all []*lane) {
+	for _, s := range l.sites {
+		for _, o := range s.lanes {
+			if !slices.Contains(all, o) {
+				all = append(all, o)
+			}
+		}
+	}
+	return all
+}
+
+// heldUp is limited for what s was to send last, or anything.
+func (s *site) heldUp(now time.Time) (wait time.Duration, by string) {
+	return s.limited(max(1, s.allowance.needs), now)
 }

@@ -103,3 +103,22 @@ func (b *bench) tokens(body string) int64 {
 	}
 	return cmp.Or(answer.Usage.Total, 1)
 }
+
+// TestLimitOfAnother has two upstreams of which one may get few tokens a minute. What fails at the other
+// goes there again while that limit is used up, and nobody waits for it.
+func TestLimitOfAnother(t *testing.T) {
+	bubble(t, func(b *bench) {
+		fast := sim.Timing{Latency: 100 * time.Millisecond}
+		limited := b.upstream(sim.Config{Timing: fast}, upstream.Config{MaxInFlight: 16, Limits: upstream.Limits{TokensPerMinute: 3000}})
+		b.upstream(sim.Config{Timing: fast, Faults: sim.Faults{Error: 0.1, Attempts: 1}}, upstream.Config{MaxInFlight: 16})
+		tap := limited.tap()
+		p := b.start(small(50))
+		start := time.Now()
+		b.want(b.ends(b.run(stating(chat(3000)))), batch.Completed, 3000, 3000, 0)
+		if took := time.Since(start); took > 40*time.Second {
+			b.Errorf("it took %v, want 40 s at most: the upstream without a limit can do 160 a second", took)
+		}
+		tap.wantAtMost(b, 3000, func(c tapped) int64 { return b.tokens(c.body) })
+		p.drain()
+	})
+}

@@ -92,3 +92,40 @@ func TestReloadKeepsLimits(t *testing.T) {
 		p.drain()
 	})
 }
+
+// TestReloadUnderAnotherName calls an upstream something else, takes it away and brings it back: it is the
+// same server, and what it was sent before counts.
+func TestReloadUnderAnotherName(t *testing.T) {
+	bubble(t, func(b *bench) {
+		config := sim.Config{Timing: sim.Timing{Latency: 10 * time.Second, Jitter: 0.9}}
+		one := b.upstream(config, upstream.Config{Name: "up", MaxInFlight: 8, Limits: upstream.Limits{RequestsPerMinute: 30}})
+		other := b.upstream(config, upstream.Config{Models: []string{"another"}})
+		tap := one.tap()
+		p := b.start(small(20))
+		id := b.run(chat(100))
+		most := 0
+		for i := range 20 {
+			time.Sleep(1500 * time.Millisecond)
+			c := one.config
+			c.Name = []string{"up", "", "gpu"}[i%3]
+			u, err := upstream.New(c)
+			if err != nil {
+				b.Fatal(err)
+			}
+			b.Cleanup(u.Close)
+			if i%4 == 3 { // away for a moment
+				p.pool.Replace(other.Upstream)
+				time.Sleep(10 * time.Millisecond)
+			}
+			p.pool.Replace(u, other.Upstream)
+			time.Sleep(10 * time.Millisecond)
+			most = max(most, tap.inFlight("", time.Now()))
+		}
+		if most != 8 {
+			b.Errorf("up to %d calls in flight, want 8", most)
+		}
+		b.want(b.ends(id), batch.Completed, 100, 100, 0)
+		tap.wantAtMost(b, 30, func(tapped) int64 { return 1 })
+		p.drain()
+	})
+}

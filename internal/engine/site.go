@@ -100,8 +100,16 @@ func (s *site) open(now time.Time) bool {
 	if s.retired || s.alone || s.pending != nil || s.room(now) == 0 {
 		return false
 	}
-	wait, _ := s.limited(0, now)
+	wait, _ := s.heldUp(now)
 	return wait == 0
+}
+
+// down reports whether the upstream is away or fails, and since when. One that asks to be left alone for
+// a while is not.
+func (s *site) down(now time.Time) (since time.Time, down bool) {
+	since, _, closed := s.gate.Closed()
+	until, asked := s.gate.Throttled()
+	return since, closed && !(asked && until.After(now))
 }
 
 // othersFor reports whether l has another upstream that is up.
@@ -158,20 +166,47 @@ func (e *Engine) adoptPool() {
 			continue
 		}
 		s := newSite(u, e.member)
-		// The same upstream with other settings has to do with the calls of before: they count.
-		if i := slices.IndexFunc(old, func(s *site) bool { return s.up.Name() == u.Name() }); i >= 0 {
-			s.succeed(old[i])
+		if o := e.predecessor(u, old, ups); o != nil {
+			s.succeed(o)
+			e.gone = slices.DeleteFunc(e.gone, func(g *site) bool { return g == o })
 		}
 		e.sites = append(e.sites, s)
 	}
+	now := time.Now()
 	for _, s := range old {
 		if !slices.Contains(e.sites, s) {
 			e.retire(s)
+			if !slices.ContainsFunc(e.sites, func(o *site) bool { return o.former == s }) {
+				e.gone = append(e.gone, s)
+			}
 		}
 	}
+	e.gone = slices.DeleteFunc(e.gone, func(s *site) bool {
+		return s.inFlight() == 0 && s.requests.Spent(now) == 0 && s.tokens.Spent(now) == 0
+	})
 	for _, l := range e.lanes {
 		e.route(l)
 	}
+}
+
+// predecessor returns what u was before with other settings, among the sites so far and those that went
+// lately: it has to do with the calls of then, which count. That is the one of its name, or else the only
+// one at its URL that is not configured any more. e.mu is held.
+func (e *Engine) predecessor(u *upstream.Upstream, old []*site, ups []*upstream.Upstream) *site {
+	if i := slices.IndexFunc(old, func(s *site) bool { return s.up.Name() == u.Name() }); i >= 0 {
+		return old[i]
+	}
+	var found []*site
+	for _, s := range slices.Concat(old, e.gone) {
+		stays := slices.ContainsFunc(ups, func(o *upstream.Upstream) bool { return o != u && o.Name() == s.up.Name() })
+		if !stays && (s.up.Same(u) || s.up.Name() == u.Name()) {
+			found = append(found, s)
+		}
+	}
+	if len(found) != 1 {
+		return nil
+	}
+	return found[0]
 }
 
 // succeed takes over what limits are kept by.

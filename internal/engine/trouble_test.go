@@ -82,6 +82,31 @@ func TestLostAtTheEnd(t *testing.T) {
 	})
 }
 
+// TestLostOnTheWay takes a segment away while its first results are recorded. Nothing more of it is sent
+// under the old claim: of what is not recorded every request costs a call.
+func TestLostOnTheWay(t *testing.T) {
+	bubble(t, func(b *bench) {
+		const lines, atATime = 200, 4
+		u := b.upstream(sim.Config{Timing: sim.Timing{Latency: time.Second}}, upstream.Config{MaxInFlight: atATime})
+		f := newFaults(nil)
+		f.before = func(op string, n int) {
+			if op != "Record" || n != 1 {
+				return
+			}
+			if _, err := b.store.Join(b.Context(), "thief"); err != nil {
+				b.Error(err)
+			}
+			b.wake()
+		}
+		p := b.start(f.in)
+		b.want(b.ends(b.run(chat(lines))), batch.Completed, lines, lines, 0)
+		if calls := u.Calls().Calls; calls > lines+3*atATime {
+			b.Errorf("%d calls for %d requests, of which %d were in flight when they were lost", calls, lines, atATime)
+		}
+		p.drain()
+	})
+}
+
 // TestLostWhileSealing takes a segment away between two attempts to seal it. The next owner is done
 // with it before the former one looks again, and finds no journal.
 func TestLostWhileSealing(t *testing.T) {

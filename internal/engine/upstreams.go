@@ -1,11 +1,16 @@
 package engine
 
-import "offpeak/internal/batch"
+import (
+	"time"
+
+	"offpeak/internal/batch"
+)
 
 // Upstreams returns how the upstreams stand.
 func (e *Engine) Upstreams() []batch.UpstreamState {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	now := time.Now()
 	states := make([]batch.UpstreamState, len(e.sites))
 	for i, s := range e.sites {
 		u := s.up.State()
@@ -16,7 +21,10 @@ func (e *Engine) Upstreams() []batch.UpstreamState {
 		if until, ok := s.gate.Throttled(); ok {
 			u.ThrottledUntil = until
 		}
-		if since, _, closed := s.gate.Closed(); closed {
+		if wait, _ := s.heldUp(now); wait > 0 {
+			u.LimitedUntil = now.Add(wait)
+		}
+		if since, down := s.down(now); down {
 			u.Healthy, u.Since = false, since
 			if s.lastErr != nil {
 				u.Why = s.lastErr.Error()

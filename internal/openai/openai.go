@@ -153,8 +153,9 @@ type Upstream struct {
 	MaxInFlight       *int              `json:"max_in_flight"` // null: the limit is found out
 	Cluster           *UpstreamShare    `json:"cluster"`       // null: this node has it to itself
 	ThrottledUntil    *int64            `json:"throttled_until"`
-	Running           *int              `json:"running"` // requests that it works on, whoever's they are; null: it does not say
-	Waiting           *int              `json:"waiting"` // requests that wait there, likewise
+	LimitedUntil      *int64            `json:"limited_until"` // by limits a minute; null: they allow a request
+	Running           *int              `json:"running"`       // requests that it works on, whoever's they are; null: it does not say
+	Waiting           *int              `json:"waiting"`       // requests that wait there, likewise
 	RequestsPerMinute *int              `json:"requests_per_minute"`
 	TokensPerMinute   *int              `json:"tokens_per_minute"`
 	Shared            bool              `json:"shared"`

@@ -56,6 +56,9 @@ type Snapshot struct {
 	InputTokens  int64 // 0 while unknown
 	OutputTokens int64
 	InFlight     int // sent and unanswered
+	// Rate is how many requests a second get their result, as a server tells it. It counts as long as too
+	// little has been seen to tell. 0: nobody says.
+	Rate float64
 
 	// WaitingFor says what holds the work, or part of it, up, in a few words: "lane m: all upstreams
 	// unreachable since 12:03". Empty when nothing is amiss.

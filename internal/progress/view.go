@@ -45,6 +45,11 @@ func (t *tracker) view(now time.Time) view {
 		v.elapsed = max(0, now.Sub(t.started)) // a server's clock may be ahead of ours
 	}
 	v.requestRate, v.tokenRate = t.pace.rate()
+	if v.requestRate == 0 && len(t.pace.samples) < 2 {
+		if v.requestRate = v.Rate; v.Total > 0 && v.Done() >= v.Total && v.elapsed > 0 {
+			v.requestRate = float64(v.Done()-v.Already) / v.elapsed.Seconds()
+		}
+	}
 	switch {
 	case v.Total > 0 && v.Done() >= v.Total:
 		v.etaKnown = true

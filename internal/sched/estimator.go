@@ -20,6 +20,9 @@ const (
 // Known says whether anything has been seen.
 func (e *Estimator) Known() bool { return e.seen > 0 }
 
+// Mean is what one comes to on average.
+func (e *Estimator) Mean() float64 { return e.mean }
+
 // Learn notes what one came to.
 func (e *Estimator) Learn(v float64) {
 	e.seen = min(e.seen+1, recall)

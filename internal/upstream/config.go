@@ -363,6 +363,11 @@ func transport(c Config, t *tls.Config) *http.Transport {
 // Name identifies the upstream in logs, metrics and messages. It holds no secret.
 func (u *Upstream) Name() string { return u.cfg.Name }
 
+// Same reports whether o has the same URL and is sent the same key, whatever it is called.
+func (u *Upstream) Same(o *Upstream) bool {
+	return u.cfg.URL == o.cfg.URL && u.header.Get("Authorization") == o.header.Get("Authorization")
+}
+
 // MaxInFlight is how many calls it gets at a time; 0: that is found out.
 func (u *Upstream) MaxInFlight() int { return u.cfg.MaxInFlight }
 

@@ -2,6 +2,7 @@ package upstream
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -87,6 +88,8 @@ func (u *Upstream) Look(ctx context.Context) (unlisted []string, err error) {
 
 const listTimeout = 10 * time.Second
 
+var errNoList = errors.New("it had one, and says now that there is none")
+
 // State returns how the upstream is configured and what is found out about it. Its health, and what
 // is in flight there, are for others to fill in.
 func (u *Upstream) State() batch.UpstreamState {
@@ -101,8 +104,12 @@ func (u *Upstream) State() batch.UpstreamState {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	s.Models, s.AnyModel, s.ModelsUnread = slices.Sorted(maps.Keys(u.known())), u.state == listNone, u.state == listUnread
-	if u.state == listUnread && u.err != nil { // it gets no calls
+	switch {
+	case u.err == nil:
+	case u.state == listUnread: // it gets no calls
 		s.Healthy, s.Since, s.Why = false, u.away, u.err.Error()
+	default: // it gets calls, which will tell
+		s.Why = fmt.Sprintf("no list of models since %s: %v", u.away.Format("15:04:05"), u.err)
 	}
 	return s
 }
@@ -142,6 +149,10 @@ func (u *Upstream) refresh(ctx context.Context) (changed bool) {
 	case u.state == listRead && (err != nil || state == listNone):
 		// What was read once stays good while the upstream is away. A proxy in front of it may say
 		// 404 then.
+		if u.err == nil {
+			u.away = time.Now()
+		}
+		u.err = cmp.Or(err, errNoList)
 		return false
 	case err != nil:
 		changed = u.state == listUnread && (u.err == nil || u.err.Error() != err.Error())

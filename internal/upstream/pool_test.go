@@ -115,6 +115,13 @@ func TestModelListUnreachable(t *testing.T) {
 	if u.refresh(ctx) || u.Trouble() != nil {
 		t.Errorf("a look that was given up says %v", u.Trouble())
 	}
+	// What was read once stays good, and that it cannot be read now is told.
+	u.state, u.models = listRead, map[string]batch.ModelInfo{"a": {ID: "a"}}
+	changed := u.refresh(t.Context())
+	serves, certain := u.Serves("a")
+	if s := u.State(); changed || !serves || !certain || !s.Healthy || !strings.Contains(s.Why, "connection refused") || u.Trouble() != nil {
+		t.Errorf("away after it was read: changed %v, serves %v, certain %v, %+v", changed, serves, certain, s)
+	}
 }
 
 func TestConfiguredModels(t *testing.T) {

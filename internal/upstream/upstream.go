@@ -52,7 +52,7 @@ type Upstream struct {
 	mu     sync.Mutex
 	models map[string]batch.ModelInfo
 	state  listState
-	err    error     // why the list is unread
+	err    error     // why the list was not read, the last time
 	away   time.Time // since when
 	load   Load
 	since  time.Time // when it was made
