@@ -74,6 +74,10 @@ func (cmd *serveCmd) Run(ctx context.Context, s *streams, c *configFile, reread 
 		return fmt.Errorf("--role %s needs --database: SQLite is for one process, which has to do everything", cmd.Role)
 	case cmd.Drain < 0:
 		return fmt.Errorf("--drain is %s, want 0 or more", cmd.Drain)
+	case cmd.KeepDeleted < 0:
+		return fmt.Errorf("--keep-deleted is %s, want 0 or more", cmd.KeepDeleted)
+	case cmd.KeepBatches < 0:
+		return fmt.Errorf("--keep-batches is %s, want 0 or more", cmd.KeepBatches)
 	case cmd.MaxConnections < 0:
 		return fmt.Errorf("--max-connections is %d, want at least 1", cmd.MaxConnections)
 	case cmd.MaxTransfers < 2:
@@ -91,9 +95,9 @@ func (cmd *serveCmd) Run(ctx context.Context, s *streams, c *configFile, reread 
 	var ec *engine.Config
 	if cmd.Role != roleAPI {
 		ec = &engine.Config{
-			Rules: cmd.rules(profile, cmd.MaxRequests), KeepBatches: cmd.KeepBatches, KeepDeleted: cmd.KeepDeleted,
-			Drain: max(cmd.Drain, 1), // to the engine 0 is its default
-			Node:  cmd.Node, AwaitStore: cmd.cluster(),
+			Rules: cmd.rules(profile, cmd.MaxRequests), KeepBatches: cmd.KeepBatches,
+			KeepDeleted: max(cmd.KeepDeleted, 1), Drain: max(cmd.Drain, 1), // to the engine 0 is its default
+			Node: cmd.Node, AwaitStore: cmd.cluster(),
 		}
 	}
 	n, err := openNode(ctx, &cmd.storageFlags, &cmd.engineFlags, c, ec, s, log)

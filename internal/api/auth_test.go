@@ -84,3 +84,14 @@ func TestProjectsDoNotSeeEachOther(t *testing.T) {
 	x.wantStatus(x.get("/v1/files/"+f.ID), 200)
 	x.wantStatus(x.get("/v1/batches/"+b.ID), 200)
 }
+
+// A server without keys takes any, and remembers so many.
+func TestKeyringIsBounded(t *testing.T) {
+	k := keyring{projects: map[[32]byte]string{}}
+	for i := range maxKeyring + 100 {
+		k.note([32]byte{byte(i), byte(i >> 8)}, "p")
+		if len(k.projects) > maxKeyring {
+			t.Fatalf("%d keys are remembered, want %d at most", len(k.projects), maxKeyring)
+		}
+	}
+}

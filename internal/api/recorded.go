@@ -35,6 +35,9 @@ func (s *server) recordedErrors(w *response, r *http.Request, p batch.Project) e
 // terminal, its file.
 func (s *server) sendRecorded(w *response, r *http.Request, p batch.Project, failed bool) error {
 	id := clean(r.PathValue("id"))
+	if _, err := s.Store.Batch(r.Context(), p.ID, id); err != nil {
+		return err // of a batch of others nothing is read
+	}
 	// First the segments: a batch that is finalized after that is read as it was before.
 	segments, err := s.Store.Segments(r.Context(), id, failed)
 	if err != nil {

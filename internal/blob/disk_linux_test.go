@@ -15,9 +15,7 @@ import (
 // strike may still be an empty one.
 func TestCommitOnDisk(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "made", "blobs")
-	got := trace(t, path, "write,fsync,fdatasync,mkdirat,linkat,unlinkat,renameat,renameat2")
-	above := filepath.Dir(path)
-	for _, step := range []string{
+	wantSteps(t, path, []string{
 		// The folder, from above: a name is durable once the folder that it stands in is.
 		`mkdirat\(.*"ABOVE"`, `fsync\(\d+<TOP>\) += 0`,
 		`mkdirat\(.*"PATH"`, `fsync\(\d+<ABOVE>\) += 0`,
@@ -29,7 +27,28 @@ func TestCommitOnDisk(t *testing.T) {
 		`linkat\(.*"PATH/tmp/KEY\.\d+", .*"PATH/[0-9a-f]{2}/KEY"`,
 		`fsync\(\d+<PATH/[0-9a-f]{2}>\) += 0`,
 		`unlinkat\(.*"PATH/tmp/`,
-	} {
+	})
+}
+
+// TestFoundOnDisk has the folder be there: whoever made it may have died before that was durable.
+func TestFoundOnDisk(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "made", "blobs")
+	if err := os.MkdirAll(path, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	wantSteps(t, path, []string{
+		`mkdirat\(.*"PATH", .* EEXIST`, `fsync\(\d+<ABOVE>\) += 0`,
+		`mkdirat\(.*"PATH/tmp"`, `fsync\(\d+<PATH>\) += 0`,
+		`write\(\d+<PATH/tmp/KEY\.\d+>`,
+	})
+}
+
+// wantSteps wants these calls, in this order, of who opens a folder at path and commits a blob.
+func wantSteps(t *testing.T, path string, steps []string) {
+	t.Helper()
+	got := trace(t, path, "write,fsync,fdatasync,mkdirat,linkat,unlinkat,renameat,renameat2")
+	above := filepath.Dir(path)
+	for _, step := range steps {
 		step = strings.NewReplacer("PATH", regexp.QuoteMeta(path), "ABOVE", regexp.QuoteMeta(above),
 			"TOP", regexp.QuoteMeta(filepath.Dir(above)), "KEY", `[0-9a-f]{32}`).Replace(step)
 		at := regexp.MustCompile(step).FindIndex(got)

@@ -50,6 +50,7 @@ type hold struct {
 	kept     map[int64][]byte // groups that are recorded, by seq: see keptBytes
 	released bool             // nothing is kept any more
 	blob     string           // key that is reserved for one of its parts, unused; empty: none
+	reserved time.Time        // when it was, by the wall clock alone
 
 	// Guarded by Engine.mu.
 	queue    *queue

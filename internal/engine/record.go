@@ -215,12 +215,19 @@ func (r *recorder) isLost(h *hold) bool {
 	return h.lost
 }
 
+// freshFor is how long a key that is reserved may be used. It is less by far than after what time it is
+// swept, and forgotten in the end, as may happen while a machine is suspended.
+const freshFor = time.Hour
+
 // takeBlob returns the key that is reserved for a part of h, once; empty if none is.
 func (r *recorder) takeBlob(h *hold) string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	key := h.blob
 	h.blob = ""
+	if age := time.Now().Round(0).Sub(h.reserved); age < 0 || age > freshFor {
+		return ""
+	}
 	return key
 }
 
@@ -479,7 +486,7 @@ func (r *recorder) recorded(holds []taken, lost []int64) (gone []*hold) {
 			gone = append(gone, h.hold)
 		} else {
 			h.hold.lease.Seq++
-			h.hold.blob = h.blob
+			h.hold.blob, h.hold.reserved = h.blob, time.Now().Round(0)
 			if !h.packed { // else it has a large line, which is read back piece by piece
 				r.keep(h.hold, h.hold.lease.Seq, h.data, h.n)
 			}

@@ -160,8 +160,8 @@ func (t *tolerance) send(level int, now time.Time) {
 // rise has what stray refusals have cost stay the part that it was when the calls that are of use grow
 // from one number to another: that the upstream puts up with no more than there were is not known.
 func (t *tolerance) rise(was, want float64) {
-	if !t.shared && want > was && t.allow >= nearly*was {
-		t.allow = max(t.allow, t.allow/was*want)
+	if !t.shared && t.wall == 0 && want > was && t.allow >= nearly*was {
+		t.allow = max(t.allow, min(t.allow/was, 1)*want)
 	}
 }
 

@@ -710,6 +710,18 @@ func TestKeyStaysOurs(t *testing.T) {
 	}
 }
 
+// A secret in which the key stands is one as a whole.
+func TestSecretWithinASecret(t *testing.T) {
+	u := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		w.WriteHeader(400)
+		fmt.Fprintf(w, `{"you sent":%q}`, r.Header.Get("X-Team"))
+	}, func(c *Config) { c.Headers = map[string]string{"X-Team": "ours-" + testKey + "-alone"} })
+	a := u.NewCaller().Call(t.Context(), chat, []byte(`{}`))
+	if want := `{"you sent":"(key)"}`; string(a.Body) != want {
+		t.Errorf("body %s, want %s", a.Body, want)
+	}
+}
+
 // TestHostileAnswers: whatever an upstream sends, it is a class of answer, and is given up at a bound.
 func TestHostileAnswers(t *testing.T) {
 	endless := func(text string) func(io.Writer) {

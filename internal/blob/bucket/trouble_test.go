@@ -457,6 +457,28 @@ func TestNotSeenYet(t *testing.T) {
 	}
 }
 
+// TestWhoseItIs has a write that never arrived be repeated, when somebody else has written under the key
+// meanwhile: that the object is there, as long as ours even, does not make it ours.
+func TestWhoseItIs(t *testing.T) {
+	server := s3test.Start(t)
+	relay := newRelay(t, server)
+	where := server.Bucket(t)
+	name, _, _ := strings.Cut(strings.TrimPrefix(where, "s3://"), "?")
+	b, other := open(t, s3test.URL(relay.addr, name), bucket.Impatient), open(t, where, bucket.Impatient)
+	for _, theirs := range []int{small, small + 1} {
+		key := blob.NewKey()
+		relay.set(first(1, "put", func(_ http.ResponseWriter, r *http.Request, _ http.Handler) {
+			if err := write(t, other, key, random(theirs)); err != nil {
+				t.Error(err)
+			}
+			cut()
+		}))
+		if err := write(t, b, key, bytes.Repeat([]byte("ours"), small/4)); !errors.Is(err, blob.ErrExists) {
+			t.Errorf("where somebody else has written %d bytes: %v, want %v", theirs, err, blob.ErrExists)
+		}
+	}
+}
+
 // TestDead has an address that refuses connections, and one that takes them and says nothing.
 func TestDead(t *testing.T) {
 	b, r := behind(t)
