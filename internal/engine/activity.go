@@ -170,6 +170,9 @@ func (e *Engine) waitingFor(b batch.Batch, held []*queue, now time.Time) (why st
 		return "", false
 	}
 	for _, q := range held {
+		if q.pace.Rate(now) > 0 {
+			return "", false // it takes turns with others
+		}
 		if q.fresh+q.due > 0 {
 			return cmp.Or(behind, e.behind(b, q.share.lane.Lane)), false
 		}
