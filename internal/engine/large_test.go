@@ -127,6 +127,26 @@ func TestDeathWithinAnAnswer(t *testing.T) {
 	}
 }
 
+// TestIdleWorkersKeepNoTurn has one large answer come, and nothing after it, so that whoever got it has
+// nothing to do. Of the next ones none waits for that worker to be needed, or to end.
+func TestIdleWorkersKeepNoTurn(t *testing.T) {
+	bubble(t, func(b *bench) {
+		u := b.upstream(sim.Config{}, upstream.Config{MaxInFlight: 4, Models: []string{"m"}})
+		body := []byte(`{"choices":"` + strings.Repeat("a long answer ", 2<<20/14) + `"}`)
+		u.handle(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { w.Write(body) }))
+		b.foreign = true // these are not the simulator's answers
+		p := b.start()
+		b.want(b.ends(b.run(chat(1))), batch.Completed, 1, 1, 0)
+		time.Sleep(5 * time.Second)
+		start := time.Now()
+		b.want(b.ends(b.run(chat(2))), batch.Completed, 2, 2, 0)
+		if took := time.Since(start); took > 2*time.Second {
+			b.Errorf("two large answers took %v", took)
+		}
+		p.drain()
+	})
+}
+
 // TestLargeAnswersTakeLittle bounds what is allocated for an answer of 32 MiB: the memory that it is read
 // into, unless that of the one before it is still there, and little else.
 func TestLargeAnswersTakeLittle(t *testing.T) {
