@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -76,6 +77,7 @@ func TestUnfitPostgres(t *testing.T) {
 			run(t, dsn, `DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET default_transaction_read_only = on', current_database()); END $$`)
 			return dsn
 		}},
+		{"no host", "in a password that is written %40", func(t *testing.T) string { return "postgres://u:x@geheim@127.0.0.1:1/x" }},
 		{"nobody there", "connection refused", func(t *testing.T) string {
 			return "postgres://u:geheim@127.0.0.1:1/x"
 		}},
@@ -192,6 +194,111 @@ func TestCutPostgres(t *testing.T) {
 			t.Errorf("after its connections were cut: %v", err)
 		}
 		run(t, dsn, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()`)
+	}
+}
+
+// TestVanishedInTransaction: what a client holds that has vanished in the middle of a transaction is free
+// before others lose their patience. It is told if it comes back.
+func TestVanishedInTransaction(t *testing.T) {
+	dsn := storetest.Postgres(t)
+	holds, back := make(chan struct{}), make(chan struct{})
+	var writes atomic.Bool
+	vanished, err := store.ConnectGatedFor(t.Context(), dsn, store.Options{}, 200*time.Millisecond, func(query string) error {
+		if query == "COMMIT" && writes.CompareAndSwap(true, false) {
+			close(holds)
+			<-back
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer vanished.Close()
+	create := func(s *store.Store) error { _, err := s.CreateProject(t.Context(), "team", 1); return err }
+	writes.Store(true)
+	ended := make(chan error, 1)
+	go func() { ended <- create(vanished) }()
+	<-holds
+	if err := create(connect(t, dsn)); err != nil {
+		t.Errorf("a write to what a client holds that has vanished: %v", err)
+	}
+	close(back)
+	// Unless it could not even send the commit: then it has tried again, and found what there is.
+	if err := <-ended; !store.Away(err) && batch.KindOf(err) != batch.Conflict {
+		t.Errorf("the client that was away for too long is told %v", err)
+	}
+	if err := create(vanished); batch.KindOf(err) != batch.Conflict {
+		t.Errorf("on a new connection: %v, want a conflict with what is there", err)
+	}
+}
+
+// TestDemoted: of a connection that comes out at a standby, which behind a pooler is no news to it, one
+// write fails. The next one is made on a new connection.
+func TestDemoted(t *testing.T) {
+	dsn := storetest.Postgres(t)
+	s := connect(t, dsn)
+	if err := s.ReserveBlob(t.Context(), "before"); err != nil {
+		t.Fatal(err)
+	}
+	// To those who are connected now, the server says what a standby does.
+	run(t, dsn, `CREATE TABLE demoted AS SELECT pid FROM pg_stat_activity WHERE datname = current_database();
+		CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+			IF EXISTS (SELECT 1 FROM demoted WHERE pid = pg_backend_pid()) THEN
+				RAISE 'cannot execute INSERT in a read-only transaction' USING ERRCODE = 'read_only_sql_transaction';
+			END IF;
+			RETURN NEW;
+		END $$;
+		CREATE TRIGGER refuse BEFORE INSERT ON blobs FOR EACH ROW EXECUTE FUNCTION refuse()`)
+	if err := s.ReserveBlob(t.Context(), "demoted"); !store.Away(err) {
+		t.Errorf("a write to a standby ends with %v", err)
+	}
+	if err := s.ReserveBlob(t.Context(), "after"); err != nil {
+		t.Errorf("the write after: %v", err)
+	}
+}
+
+// TestAstray: a standby refuses already that a transaction begins which may write. Nobody notices: it is
+// begun on a new connection.
+func TestAstray(t *testing.T) {
+	primary := pgtest.Start(t)
+	connect(t, hosts(primary)).Close() // which makes the schema
+	s, err := store.ConnectAstray(t.Context(), hosts(primary), hosts(primary.Standby(t)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	for i := range 2 {
+		if err := s.ReserveBlob(t.Context(), fmt.Sprint("key", i)); err != nil {
+			t.Errorf("a write: %v; Away says %v", err, store.Away(err))
+		}
+	}
+}
+
+// TestDescribe: what people may see of a DSN tells no password, wherever that stands.
+func TestDescribe(t *testing.T) {
+	for _, test := range []struct{ env, dsn, want string }{
+		{"", "postgres://u:geheim@h:1/d", "postgres://u@h:1/d"},
+		{"", "postgresql://u:geheim@h:1/d?sslmode=disable", "postgres://u@h:1/d"},
+		{"", "postgres://u:ge%68eim@h:1/d", "postgres://u@h:1/d"},
+		{"", "postgres://u:geheim@h:1,i:2/d", "postgres://u@h:1,i:2/d"},
+		{"", "postgres://u:geheim@[::1]:1/d", "postgres://u@[::1]:1/d"},
+		{"", "postgres://h:1/d?user=u&password=geheim", "postgres://u@h:1/d"},
+		{"", "postgres:///d?host=/tmp&port=1&user=u&password=geheim", "postgres://u@/tmp:1/d"},
+		{"", "host=h port=1 user=u password=geheim dbname=d", "postgres://u@h:1/d"},
+		{"", `password = 'x \' geheim' host=h,i port=1,2 user=u dbname=d`, "postgres://u@h:1,i:2/d"},
+		{"geheim", "postgres://u@h:1/d", "postgres://u@h:1/d"},
+		{"geheim", "host=h port=1 user=u dbname=d", "postgres://u@h:1/d"},
+		{"", "postgres://u:geheim@%zz/d", "postgres://…"},
+		{"", "postgres://u:x/geheim@h/d", "postgres://…"},
+		{"", "postgres://u:1/geheim@h/d", "postgres://…"},
+		{"", "postgres://u:x@geheim@h:1/d", "postgres://…"},
+		{"", "host=h port=none user=u password=geheim", "postgres://…"},
+		{"", "geheim", "postgres://…"},
+	} {
+		t.Setenv("PGPASSWORD", test.env)
+		if got := store.Describe(test.dsn); got != test.want {
+			t.Errorf("PGPASSWORD=%s: Describe(%q) = %q, want %q", test.env, test.dsn, got, test.want)
+		}
 	}
 }
 

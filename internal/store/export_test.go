@@ -8,6 +8,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -17,10 +18,14 @@ import (
 // every commit ("COMMIT") and when one is done ("COMMITTED"). What gate returns takes the place of
 // what it was asked about, of a commit that is done its answer.
 func ConnectGated(ctx context.Context, dsn string, o Options, gate func(query string) error) (*Store, error) {
+	return ConnectGatedFor(ctx, dsn, o, time.Minute, gate) // a transaction that is stopped is not to be ended by the server
+}
+
+// ConnectGatedFor is ConnectGated, with a server that ends a transaction which is stopped for so long.
+func ConnectGatedFor(ctx context.Context, dsn string, o Options, idle time.Duration, gate func(query string) error) (*Store, error) {
 	d := postgresDialect
 	d.open = func(dsn string) (pools, error) {
-		// A transaction that is stopped is not to be ended by the server.
-		l := limits{statement: 15 * time.Second, idle: time.Minute, connect: time.Minute}
+		l := limits{statement: 15 * time.Second, idle: idle, connect: time.Minute}
 		return openLimited(dsn, l, func(c driver.Connector) driver.Connector { return gatedConnector{c, gate} })
 	}
 	return connect(ctx, d, dsn, o)
@@ -33,6 +38,46 @@ func ConnectImpatiently(ctx context.Context, dsn string, silence time.Duration) 
 		return openLimited(dsn, limits{silence, silence, silence}, func(c driver.Connector) driver.Connector { return c })
 	}
 	return connect(ctx, d, dsn, Options{})
+}
+
+// ConnectAstray connects to a primary, but for the first connection that writes: it goes to a standby, as
+// one does behind a pooler that has not noticed yet which of them is the primary.
+func ConnectAstray(ctx context.Context, primary, standby string) (*Store, error) {
+	d := postgresDialect
+	d.open = func(primary string) (pools, error) {
+		a := &astray{}
+		other, err := openLimited(standby+"?target_session_attrs=standby", patient, func(c driver.Connector) driver.Connector {
+			a.first = c
+			return c
+		})
+		if err != nil {
+			return pools{}, err
+		}
+		if err := other.close(); err != nil {
+			return pools{}, err
+		}
+		return openLimited(primary, patient, func(c driver.Connector) driver.Connector {
+			if a.Connector != nil {
+				return c
+			}
+			a.Connector = c // of the first pool, which is for writes
+			return a
+		})
+	}
+	return connect(ctx, d, primary, Options{})
+}
+
+type astray struct {
+	driver.Connector
+	first driver.Connector
+	went  atomic.Bool
+}
+
+func (a *astray) Connect(ctx context.Context) (driver.Conn, error) {
+	if a.went.CompareAndSwap(false, true) {
+		return a.first.Connect(ctx)
+	}
+	return a.Connector.Connect(ctx)
 }
 
 // Prepares reports whether a connection by the DSN keeps what it has prepared.

@@ -125,23 +125,25 @@ func (s *Store) declare(ctx context.Context, judge string, heard time.Time, sile
 		heardAt = heard.UnixMilli()
 	}
 	now, args := s.clock(judge, silent.Milliseconds(), ahead.Milliseconds(), recent.Milliseconds(), heardAt)
+	// In both statements, whose parameters it shares.
+	mayJudge := `EXISTS (SELECT 1 FROM nodes WHERE id = $1 AND dead_at IS NULL AND heartbeat_at > ` + now + ` - $4
+		AND (heartbeat_at = $5 OR $5 = 0))`
 	// First without a transaction: there is rarely anybody.
 	suspects, err := all(ctx, s.read, func(r row) (n Node, err error) {
 		err = r.Scan(&n.ID, &n.Name)
 		return n, err
 	}, `SELECT id, name FROM nodes WHERE dead_at IS NULL AND (heartbeat_at < `+now+` - $2 OR heartbeat_at > `+now+` + $3)
-		AND EXISTS (SELECT 1 FROM nodes WHERE id = $1 AND dead_at IS NULL AND heartbeat_at > `+now+` - $4
-			AND (heartbeat_at = $5 OR $5 = 0))
-		ORDER BY id`, args...)
+		AND `+mayJudge+` ORDER BY id`, args...)
 	if err != nil || len(suspects) == 0 {
 		return nil, err
 	}
 	err = s.tx(ctx, func(q querier) error {
 		names = nil
 		for _, n := range suspects {
-			now, args := s.clock(n.ID, silent.Milliseconds())
-			died, err := exec(ctx, q, `UPDATE nodes SET dead_at = `+now+` WHERE id = $1 AND dead_at IS NULL
-				AND heartbeat_at < `+now+` - $2`, args...)
+			// All is asked again: since the look a heartbeat may have come, or the judge have been suspended.
+			now, args := s.clock(judge, silent.Milliseconds(), n.ID, recent.Milliseconds(), heardAt)
+			died, err := exec(ctx, q, `UPDATE nodes SET dead_at = `+now+` WHERE id = $3 AND dead_at IS NULL
+				AND heartbeat_at < `+now+` - $2 AND `+mayJudge, args...)
 			if err != nil {
 				return err
 			}

@@ -88,6 +88,10 @@ func openLimited(dsn string, l limits, wrap func(driver.Connector) driver.Connec
 	if err != nil {
 		return pools{}, err
 	}
+	// Or a part of the password would be looked up, and stand in what that says.
+	if slices.ContainsFunc(hostsOf(c), func(h string) bool { return h[0] != '/' && strings.Contains(h, "@") }) {
+		return pools{}, errors.New("a host has an @ in it: in a password that is written %40")
+	}
 	if c.ConnectTimeout == 0 {
 		c.ConnectTimeout = l.connect
 	}
@@ -344,6 +348,9 @@ func (c *conn) BeginTx(ctx context.Context, o driver.TxOptions) (driver.Tx, erro
 	defer cancel()
 	t, err := c.Conn.Conn().BeginTx(bounded, pgx.TxOptions{BeginQuery: c.limits.begin()})
 	if err != nil {
+		if e, ok := errors.AsType[*pgconn.PgError](err); ok && e.Code == "0A000" {
+			c.Conn.Close() // a standby has no READ WRITE: see explain
+		}
 		return nil, c.again(bounded, err)
 	}
 	c.inTx = true
@@ -372,9 +379,14 @@ func (t tx) Rollback() error {
 
 // Describe returns what people may see of a DSN: no password.
 func Describe(dsn string) string {
+	const unknown = "postgres://…"
 	c, err := pgx.ParseConfig(dsn)
 	if err != nil {
-		return "postgres://…"
+		return unknown
 	}
-	return fmt.Sprintf("postgres://%s@%s/%s", c.User, strings.Join(hostsOf(c), ","), c.Database)
+	where := strings.Join(hostsOf(c), ",") + "/" + c.Database
+	if strings.Contains(where, "@") { // what follows an @ or a slash of a password that are not escaped
+		return unknown
+	}
+	return fmt.Sprintf("postgres://%s@%s", c.User, where)
 }

@@ -61,6 +61,9 @@ func Interleavings(t *testing.T, fresh func(t *testing.T) Shared) {
 		{"ProjectsOfOneName", projectsOfOneName},
 		{"PartDuringCompletion", partDuringCompletion},
 		{"CancelDuringCompletion", cancelDuringCompletion},
+		{"BurialsDoNotCollide", burialsDoNotCollide},
+		{"HeartbeatDuringBurial", heartbeatDuringBurial},
+		{"JudgeUnfitByThen", judgeUnfitByThen},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
@@ -770,4 +773,68 @@ func cancelDuringCompletion(d *db, a *side) {
 	resume()
 	wait()
 	d.wantKind("cancel of a completed upload", err, batch.Invalid)
+}
+
+// burialsDoNotCollide: of two who free what a dead node held, the second leaves it to the first. Whoever
+// claims it afterwards has it for good, and it counts one death.
+func burialsDoNotCollide(d *db, a *side) {
+	b := d.running(1)
+	_, err := d.Claim(d.ctx(), d.other, work(b, "m"))
+	d.must(err)
+	d.clock.turn(lasts + time.Second)
+	d.heartbeat(a.node)
+	d.heartbeat(d.node)
+	resume := a.stop("UPDATE segments", func() {
+		if _, err := a.Bury(d.ctx(), a.node, time.Time{}, lasts); err != nil {
+			d.Error(err)
+		}
+	})
+	d.bury(d.node)
+	l, err := d.Claim(d.ctx(), d.node, work(b, "m")) // finds it only if the second has freed it, too
+	d.must(err)
+	resume()
+	if l == nil {
+		l = d.claim(b)
+	}
+	d.record(l, tally(1, 0), "its owner's")
+	d.wantSame("deaths", l.Deaths, 1)
+}
+
+// heartbeatDuringBurial: a heartbeat that comes before a node is declared dead saves it, though it was
+// silent when others looked.
+func heartbeatDuringBurial(d *db, a *side) {
+	d.clock.turn(lasts + time.Second)
+	d.heartbeat(a.node)
+	d.heartbeat(d.node)
+	var buried batch.Burial
+	var err error
+	resume := a.stop("UPDATE nodes", func() { buried, err = a.Bury(d.ctx(), a.node, time.Time{}, lasts) })
+	d.heartbeat(d.other)
+	resume()
+	d.must(err)
+	d.wantSame("burial", buried, batch.Burial{})
+	d.heartbeat(d.other)
+}
+
+// judgeUnfitByThen: a judge that was fit when it looked, and is not when it declares, declares nobody.
+func judgeUnfitByThen(d *db, a *side) {
+	for _, unfit := range []struct {
+		name string
+		make func()
+	}{
+		{"heard of anew", func() { d.clock.turn(time.Millisecond); d.heartbeat(a.node) }},
+		{"dead", func() { d.must(d.Leave(d.ctx(), a.node)) }},
+	} {
+		d.clock.turn(lasts + time.Second)
+		d.heartbeat(d.node)
+		heard := d.heartbeat(a.node).At
+		var buried batch.Burial
+		var err error
+		resume := a.stop("UPDATE nodes", func() { buried, err = a.Bury(d.ctx(), a.node, heard, lasts) })
+		unfit.make()
+		resume()
+		d.must(err)
+		d.wantSame("burial by a judge that is "+unfit.name, buried, batch.Burial{})
+	}
+	d.heartbeat(d.other)
 }

@@ -305,7 +305,12 @@ func testNodesGo(d *db) {
 	}
 	busy, err := d.Join(d.ctx(), "busy")
 	d.must(err)
+	validator, err := d.Join(d.ctx(), "validator")
+	d.must(err)
 	held, err := d.Claim(d.ctx(), busy, work(b, "m"))
+	d.must(err)
+	d.validating()
+	validation, err := d.ClaimValidating(d.ctx(), validator)
 	d.must(err)
 	all := func() (names []string) {
 		nodes, err := d.Nodes(d.ctx(), true)
@@ -316,13 +321,13 @@ func testNodesGo(d *db) {
 		slices.Sort(names)
 		return names
 	}
-	for _, n := range []string{d.node, d.other, busy} {
+	for _, n := range []string{d.node, d.other, busy, validator} {
 		d.must(d.Leave(d.ctx(), n))
 	}
 	for _, step := range []struct {
 		after time.Duration
 		want  string
-	}{{6 * 24 * time.Hour, "[busy other test]"}, {25 * time.Hour, "[busy]"}} {
+	}{{6 * 24 * time.Hour, "[busy other test validator]"}, {25 * time.Hour, "[busy validator]"}} {
 		d.clock.turn(step.after)
 		d.sweep()
 		if got := fmt.Sprint(all()); got != step.want {
@@ -330,6 +335,7 @@ func testNodesGo(d *db) {
 		}
 	}
 	d.must(d.Release(d.ctx(), *held))
+	d.must(d.ReleaseValidating(d.ctx(), *validation))
 	d.sweep()
 	if got := all(); len(got) > 0 {
 		d.Errorf("of nodes that have given back all there are %v", got)
