@@ -166,8 +166,10 @@ func (s *shared) bury(ctx context.Context, db *store.Store) error {
 	if err != nil {
 		return err
 	}
-	_, err = db.Bury(ctx, judge, time.Time{}, -time.Hour)
-	return err
+	if _, err = db.Bury(ctx, judge, time.Time{}, -time.Hour); err != nil {
+		return err
+	}
+	return db.Leave(ctx, judge)
 }
 
 func (s *shared) doctor(o doctor.Options) *doctor.Doctor { return doctor.Connect(s.dsn, s.bucket, o) }

@@ -132,7 +132,7 @@ func (s *Store) declare(ctx context.Context, judge string, heard time.Time, sile
 	suspects, err := all(ctx, s.read, func(r row) (n Node, err error) {
 		err = r.Scan(&n.ID, &n.Name)
 		return n, err
-	}, `SELECT id, name FROM nodes WHERE dead_at IS NULL AND (heartbeat_at < `+now+` - $2 OR heartbeat_at > `+now+` + $3)
+	}, `SELECT id, name FROM nodes WHERE dead_at IS NULL AND id <> $1 AND (heartbeat_at < `+now+` - $2 OR heartbeat_at > `+now+` + $3)
 		AND `+mayJudge+` ORDER BY id`, args...)
 	if err != nil || len(suspects) == 0 {
 		return nil, err
