@@ -225,7 +225,12 @@ func TestETA(t *testing.T) {
 					share := miss.Seconds() / x.CompletedAt.Sub(start).Seconds()
 					b.Logf("at %d %%: off by %v, %.0f %% of the whole, %.0f %% of what was left", percent, miss.Round(time.Second), 100*share,
 						100*miss.Seconds()/x.CompletedAt.Sub(asked[percent]).Seconds())
-					if share < -0.25 || share > 0.25 {
+					// What 200 of these answers come to on average is off by 12 % of what all do, as a rule.
+					most := 0.25
+					if percent == 10 {
+						most = 3 * 0.12
+					}
+					if max(share, -share) > most {
 						b.Errorf("at %d %% the estimate is off by %v of %v", percent, miss, x.CompletedAt.Sub(start))
 					}
 				}
