@@ -175,7 +175,10 @@ func newWorld(t *testing.T, seed uint64, trace *trace) *world {
 		}
 	}
 	dice := w.dice("world")
-	w.steps = 10 + dice.IntN(30)
+	w.steps = 8 + dice.IntN(16) // two short orders show more than a long one, and some things take long
+	if dice.IntN(4) == 0 {
+		w.steps += dice.IntN(24)
+	}
 	w.gentle = dice.IntN(2) == 0
 	w.poll = []time.Duration{5 * time.Second, 30 * time.Second, time.Minute, time.Minute}[dice.IntN(4)]
 	w.lines = 2 + dice.IntN(20)
