@@ -236,17 +236,17 @@ func (e *Engine) laneTrouble(k batch.Lane, now time.Time) (why string, stuck boo
 		if serves, _ := s.up.Serves(k.Model); !serves {
 			continue
 		}
-		since, _, closed := s.gate.Closed()
+		since, isDown := s.down(now)
 		asked, throttles := s.gate.Throttled()
 		wait, _ := s.heldUp(now)
 		switch {
-		case throttles && asked.After(now):
-			if throttled == nil || asked.Before(until) {
-				throttled, until = s, asked
-			}
-		case closed:
+		case isDown:
 			if downs++; down == nil || since.After(newest) { // until then one was up
 				down, newest = s, since
+			}
+		case throttles:
+			if throttled == nil || asked.Before(until) {
+				throttled, until = s, asked
 			}
 		case wait > 0:
 			limited = s

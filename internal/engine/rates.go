@@ -86,6 +86,9 @@ func (s *site) limited(n int64, now time.Time) (wait time.Duration, by string) {
 // what holds q up, and how many calls are in flight, in bursts, says nothing.
 func (q *queue) soonest(now time.Time) (at time.Time, sure bool) {
 	l := q.share.lane
+	if !slices.ContainsFunc(l.sites, func(s *site) bool { return s.requests.Limit() > 0 || s.tokens.Limit() > 0 }) {
+		return time.Time{}, false // as nearly always: who waits there need not be counted
+	}
 	calls, tokens, left := int64(0), 0.0, q.remaining()
 	for _, o := range l.beside() {
 		for _, sh := range o.shares {
@@ -110,13 +113,13 @@ func (q *queue) soonest(now time.Time) (at time.Time, sure bool) {
 				limit = 0
 				break
 			}
-			spent += b.Spent(now)
-			rest := max(b.Limit()-b.Spent(now), 0)
+			used := b.Spent(now)
+			rest := max(b.Limit()-used, 0)
 			next := time.Minute // after what is free is taken
 			if rest < b.Limit() {
 				next = b.Wait(rest+1, now)
 			}
-			limit, free, wait = limit+b.Limit(), free+rest, max(wait, next)
+			limit, spent, free, wait = limit+b.Limit(), spent+used, free+rest, max(wait, next)
 		}
 		if limit == 0 || by.units <= free {
 			continue

@@ -486,7 +486,9 @@ func (r *recorder) recorded(holds []taken, lost []int64) (gone []*hold) {
 			gone = append(gone, h.hold)
 		} else {
 			h.hold.lease.Seq++
-			h.hold.blob, h.hold.reserved = h.blob, time.Now().Round(0)
+			if h.blob != "" {
+				h.hold.blob, h.hold.reserved = h.blob, time.Now().Round(0)
+			}
 			if !h.packed { // else it has a large line, which is read back piece by piece
 				r.keep(h.hold, h.hold.lease.Seq, h.data, h.n)
 			}

@@ -56,6 +56,17 @@ func TestReload(t *testing.T) {
 	})
 }
 
+// configured returns the upstream of other settings, as a reload makes it.
+func (b *bench) configured(c upstream.Config) *upstream.Upstream {
+	b.Helper()
+	u, err := upstream.New(c)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(u.Close)
+	return u
+}
+
 // TestReloadKeepsLimits gives an upstream other settings while it has calls in flight. It never has
 // more than it is to have, and not more in a minute.
 func TestReloadKeepsLimits(t *testing.T) {
@@ -73,11 +84,7 @@ func TestReloadKeepsLimits(t *testing.T) {
 			if i >= 15 {
 				c.MaxInFlight = 5
 			}
-			u, err := upstream.New(c)
-			if err != nil {
-				b.Fatal(err)
-			}
-			b.Cleanup(u.Close)
+			u := b.configured(c)
 			p.pool.Replace(u)
 			most = max(most, tap.inFlight("", time.Now()))
 		}
@@ -108,11 +115,7 @@ func TestReloadUnderAnotherName(t *testing.T) {
 			time.Sleep(1500 * time.Millisecond)
 			c := one.config
 			c.Name = []string{"up", "", "gpu"}[i%3]
-			u, err := upstream.New(c)
-			if err != nil {
-				b.Fatal(err)
-			}
-			b.Cleanup(u.Close)
+			u := b.configured(c)
 			if i%4 == 3 { // away for a moment
 				p.pool.Replace(other.Upstream)
 				time.Sleep(10 * time.Millisecond)

@@ -62,20 +62,27 @@ func TestLostInSilence(t *testing.T) {
 	})
 }
 
+// robbedAt returns a hook that has a thief take everything before the first such operation, and the process
+// look around for more.
+func (b *bench) robbedAt(first string) func(op string, n int) {
+	return func(op string, n int) {
+		if op != first || n != 1 {
+			return
+		}
+		if _, err := b.store.Join(b.Context(), "thief"); err != nil {
+			b.Error(err)
+		}
+		b.wake()
+	}
+}
+
 // TestLostAtTheEnd takes a segment away while its last results are recorded, so that its owner finds
 // out when it is about to seal it.
 func TestLostAtTheEnd(t *testing.T) {
 	bubble(t, func(b *bench) {
 		b.upstream(sim.Config{Timing: sim.Timing{Latency: time.Second}}, upstream.Config{MaxInFlight: 8})
 		f := newFaults(nil)
-		f.before = func(op string, n int) {
-			if op != "Record" || n != 1 {
-				return
-			}
-			if _, err := b.store.Join(b.Context(), "thief"); err != nil {
-				b.Error(err)
-			}
-		}
+		f.before = b.robbedAt("Record")
 		p := b.start(f.in)
 		b.want(b.ends(b.run(chat(5))), batch.Completed, 5, 5, 0)
 		p.drain()
@@ -89,15 +96,7 @@ func TestLostOnTheWay(t *testing.T) {
 		const lines, atATime = 200, 4
 		u := b.upstream(sim.Config{Timing: sim.Timing{Latency: time.Second}}, upstream.Config{MaxInFlight: atATime})
 		f := newFaults(nil)
-		f.before = func(op string, n int) {
-			if op != "Record" || n != 1 {
-				return
-			}
-			if _, err := b.store.Join(b.Context(), "thief"); err != nil {
-				b.Error(err)
-			}
-			b.wake()
-		}
+		f.before = b.robbedAt("Record")
 		p := b.start(f.in)
 		b.want(b.ends(b.run(chat(lines))), batch.Completed, lines, lines, 0)
 		if calls := u.Calls().Calls; calls > lines+3*atATime {
@@ -118,15 +117,7 @@ func TestLostWhileSealing(t *testing.T) {
 			}
 			return done
 		})
-		f.before = func(op string, n int) {
-			if op != "blob.Create" || n != 1 {
-				return
-			}
-			if _, err := b.store.Join(b.Context(), "thief"); err != nil {
-				b.Error(err)
-			}
-			b.wake()
-		}
+		f.before = b.robbedAt("blob.Create")
 		p := b.start(f.in)
 		b.want(b.ends(b.run(chat(5))), batch.Completed, 5, 5, 0)
 		time.Sleep(time.Minute)

@@ -45,13 +45,15 @@ func (t *tracker) view(now time.Time) view {
 		v.elapsed = max(0, now.Sub(t.started)) // a server's clock may be ahead of ours
 	}
 	v.requestRate, v.tokenRate = t.pace.rate()
-	if v.requestRate == 0 && len(t.pace.samples) < 2 {
-		if v.requestRate = v.Rate; v.Total > 0 && v.Done() >= v.Total && v.elapsed > 0 {
-			v.requestRate = float64(v.Done()-v.Already) / v.elapsed.Seconds()
-		}
+	all := v.Total > 0 && v.Done() >= v.Total
+	switch few := len(t.pace.samples) < 2; {
+	case few && all && v.elapsed > 0:
+		v.requestRate = float64(v.Done()-v.Already) / v.elapsed.Seconds()
+	case few:
+		v.requestRate = v.Rate
 	}
 	switch {
-	case v.Total > 0 && v.Done() >= v.Total:
+	case all:
 		v.etaKnown = true
 	case !v.ETA.IsZero():
 		v.eta, v.etaKnown = max(0, v.ETA.Sub(now)), true
