@@ -366,7 +366,8 @@ func (e *Engine) failed(s *site, c *call, a upstream.Answer, now time.Time) (r b
 
 // Where nobody else is there to compare with, a request that fails is charged at most once in
 // lonely, and only if few fail or there was something against it before; once in spoken, if it is the
-// upstream itself that says it failed at this one, not a proxy in front of it or a broken connection.
+// upstream itself that says it failed at this one, not a proxy in front of it or a broken connection, and
+// nothing tells of an outage, for which this call was to look.
 const (
 	lonely = time.Minute
 	spoken = 15 * time.Second
@@ -387,7 +388,7 @@ func (s *site) blame(c *call, a upstream.Answer, good, now time.Time) bool {
 		s.failing[req] = true
 	}
 	alone, pause := a.Cut && c.alone, lonely
-	if a.Status >= 500 && a.Status != http.StatusBadGateway && a.Status != http.StatusGatewayTimeout && !a.Cut {
+	if !c.probe && a.Status >= 500 && a.Status != http.StatusBadGateway && a.Status != http.StatusGatewayTimeout && !a.Cut {
 		pause = spoken
 	}
 	first := req.failed.IsZero() || s.outage.After(req.charged) || s.refused.After(req.charged) && !alone
