@@ -238,7 +238,7 @@ func (e *Engine) laneTrouble(k batch.Lane, now time.Time) (why string, stuck boo
 		}
 		since, isDown := s.down(now)
 		asked, throttles := s.gate.Throttled()
-		wait, _ := s.heldUp(now)
+		wait, _ := s.usedUp(now)
 		switch {
 		case isDown:
 			if downs++; down == nil || since.After(newest) { // until then one was up
@@ -256,10 +256,10 @@ func (e *Engine) laneTrouble(k batch.Lane, now time.Time) (why string, stuck boo
 	}
 	switch {
 	case limited != nil:
-		_, by := limited.heldUp(now)
+		_, by := limited.usedUp(now)
 		limits := limited.up.Limits()
 		most := limits.RequestsPerMinute
-		if by == "tokens" {
+		if by == batch.LimitTokens {
 			most = limits.TokensPerMinute
 		}
 		return fmt.Sprintf("limit of %d %s a minute at %s", most, by, limited.up.Name()), false
@@ -292,14 +292,16 @@ func (e *Engine) weigh(now time.Time) {
 	defer e.mu.Unlock()
 	press := map[*site]float64{}
 	for _, l := range e.lanes {
-		slots, each, short := 0.0, l.pace.PerRequest(), 0.0
+		slots, used, each, short := 0.0, 0.0, l.pace.PerRequest(), 0.0
 		for _, s := range l.sites {
-			slots += float64(max(s.gate.Limit(), s.running))
+			n := float64(max(s.gate.Limit(), s.running))
+			slots += n
+			used += min(n, s.sustains(l, each))
 		}
 		for _, s := range l.shares {
-			fair := s.fair(slots*s.weight/l.weight, each, now)
+			fair := s.fair(used*s.weight/l.weight, each, now)
 			for _, q := range s.queues {
-				q.weight = sched.Urgency(q.remaining(), each, int(fair), q.left(each, now))
+				q.weight = sched.Urgency(q.remaining(), each, fair, q.left(each, now))
 				if q.needs(each, now) > q.pace.Rate(now)*each.Seconds() {
 					short += q.needs(each, now)
 				}
@@ -328,9 +330,10 @@ func (q *queue) needs(each time.Duration, now time.Time) float64 {
 }
 
 // fair is how many slots each batch of s has that is in no hurry, once those that are have what they
-// need.
+// need; a slot at least, or a quarter of what each would have.
 func (s *share) fair(slots float64, each time.Duration, now time.Time) float64 {
 	fair := slots / float64(len(s.queues))
+	least := min(1, fair/4)
 	for range len(s.queues) {
 		left, calm := slots, 0
 		for _, q := range s.queues {
@@ -345,5 +348,5 @@ func (s *share) fair(slots float64, each time.Duration, now time.Time) float64 {
 		}
 		fair = max(left/float64(calm), 0)
 	}
-	return max(fair, 1)
+	return max(fair, least)
 }

@@ -249,10 +249,12 @@ func TestETAWithinLimits(t *testing.T) {
 		name   string
 		limits upstream.Limits
 		other  int // requests of another batch
+		weight int // of the project that this is of; 0: of the same
 	}{
-		{"requests", upstream.Limits{RequestsPerMinute: 60}, 0},
-		{"tokens", upstream.Limits{TokensPerMinute: 6000}, 0},
-		{"beside another", upstream.Limits{RequestsPerMinute: 60}, 300},
+		{"requests", upstream.Limits{RequestsPerMinute: 60}, 0, 0},
+		{"tokens", upstream.Limits{TokensPerMinute: 6000}, 0, 0},
+		{"beside another", upstream.Limits{RequestsPerMinute: 60}, 300, 0},
+		{"beside one of more weight", upstream.Limits{RequestsPerMinute: 60}, 1500, 3},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			bubble(t, func(b *bench) {
@@ -261,6 +263,9 @@ func TestETAWithinLimits(t *testing.T) {
 				start := time.Now()
 				id := b.create(b.upload(stating(chat(600))), 3*time.Minute+24*time.Hour)
 				if test.other > 0 {
+					if test.weight > 0 {
+						b.as("other", test.weight)
+					}
 					b.run(stating(chat(test.other)))
 				}
 				told := map[time.Duration]time.Time{}

@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"offpeak/internal/batch"
@@ -12,7 +13,8 @@ import (
 // Limits of an upstream hold for all nodes together. Each node holds a share of them on record, and asks
 // for another one when it comes to want more, when it has more than it uses, and now and then anyway.
 // Until it is answered it keeps to what it has; so nothing that becomes of a question brings all nodes
-// together above a limit. A node that has the data to itself asks nobody.
+// together above a limit. A node that has the data to itself has its limits a minute on record, too, for
+// who comes after it within that minute.
 
 type limits interface {
 	// Share grants the node its shares of limits, as divide decides.
@@ -42,6 +44,7 @@ type allowance struct {
 	found  float64             // that others have been told of
 	short  bool                // more has come to be wanted than there is
 	hungry bool                // others have been told so
+	capped [limitsOfSite]bool  // others left less of the limit than was wanted
 	lower  [limitsOfSite]int64 // limits of others, lower than ours, that the log has been told of
 	needs  int64               // tokens of the request that was next, last time
 }
@@ -55,23 +58,40 @@ func (m *membership) alone() bool {
 // shared reports whether the limits of s are other nodes', too.
 func (s *site) shared() bool { return s.member != nil && !s.member.alone() }
 
+// limitsAMinute reports whether s has any.
+func (s *site) limitsAMinute() bool {
+	limits := s.up.Limits()
+	return limits.RequestsPerMinute > 0 || limits.TokensPerMinute > 0
+}
+
+// recorded reports whether s takes of its limits only what is on record.
+func (s *site) recorded() bool { return s.shared() || s.member != nil && s.limitsAMinute() }
+
 // askMore has more of the limits asked for, of which s has come to want more than it holds, unless
 // others know that already. e.mu is held.
 func (e *Engine) askMore(s *site) {
-	if s.shared() && !s.allowance.hungry {
+	if s.recorded() && !s.allowance.hungry {
 		s.allowance.short = true
 		wake(e.wakeShare)
 	}
 }
 
-// shareAll asks for shares of limits until ctx ends, unless there is nobody to share them with.
+// shareAll asks for shares of limits until ctx ends.
 func (e *Engine) shareAll(ctx context.Context) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	var asked time.Time
 	failed := false
-	for !e.member.alone() {
-		due := e.shareIn()
+	for {
+		due, any := e.shareIn()
+		if !any {
+			select {
+			case <-e.wakeShare:
+				continue
+			case <-ctx.Done():
+				return
+			}
+		}
 		if failed {
 			due = askHungry
 		}
@@ -98,17 +118,25 @@ func (e *Engine) shareAll(ctx context.Context) {
 	}
 }
 
-// shareIn returns how long after the last question the next one is due, as things stand.
-func (e *Engine) shareIn() time.Duration {
+// shareIn returns how long after the last question the next one is due, as things stand, if there is
+// anything to ask for.
+func (e *Engine) shareIn() (wait time.Duration, any bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	now, wait := time.Now(), askIdle
 	for _, s := range e.sites {
+		if !s.recorded() {
+			continue
+		}
+		any = true
 		a := &s.allowance
-		if a.short || s.gate.Auto() && s.gate.Found() != a.found {
-			return askSoonest
+		if a.short || s.shared() && s.gate.Auto() && s.gate.Found() != a.found {
+			return askSoonest, true
 		}
 		for k, g := range a.grants {
+			if k == callLimit && !s.shared() {
+				continue
+			}
 			uses := s.uses(k, now)
 			switch {
 			case g.Holds > max(uses, g.May):
@@ -120,7 +148,7 @@ func (e *Engine) shareIn() time.Duration {
 			}
 		}
 	}
-	return wait
+	return wait, any
 }
 
 // share asks for this node's shares of all limits once.
@@ -131,6 +159,9 @@ func (e *Engine) share(ctx context.Context) error {
 	e.mu.Lock()
 	now := time.Now()
 	for _, s := range e.sites {
+		if !s.recorded() {
+			continue
+		}
 		s.allowance.short = false
 		found[s.up.Name()] = s.gate.Found()
 		claims = append(claims, s.claims(e.draining, now)...)
@@ -151,12 +182,13 @@ func (e *Engine) share(ctx context.Context) error {
 // shareLast leaves on record what this node has spent in the last minute, and nothing more: it counts
 // until that is past.
 func (e *Engine) shareLast(ctx context.Context) {
-	if e.member.alone() {
-		return
-	}
 	e.mu.Lock()
 	e.forfeit()
+	any := slices.ContainsFunc(e.sites, (*site).recorded)
 	e.mu.Unlock()
+	if !any {
+		return
+	}
 	if err := e.share(ctx); err != nil {
 		e.log.Warn("give back the limits of upstreams", "err", err)
 	}
@@ -214,6 +246,9 @@ func (s *site) claims(draining bool, now time.Time) []batch.Claim {
 			tokens.Least = each
 		}
 	}
+	if !s.shared() {
+		return []batch.Claim{requests, tokens}
+	}
 	return []batch.Claim{calls, requests, tokens}
 }
 
@@ -267,10 +302,11 @@ func (e *Engine) granted(claims []batch.Claim, grants []batch.Grant, found map[s
 // grant has s keep to a grant.
 func (s *site) grant(g batch.Grant, c batch.Claim, found float64, now time.Time) {
 	a := &s.allowance
-	a.hungry = a.hungry || g.Of > 0 && c.Wants > g.May
+	capped := g.Of > 0 && c.Wants > g.May
+	a.hungry = a.hungry || capped
 	switch g.Limit {
 	case batch.LimitCalls:
-		a.grants[callLimit], a.found = g, found
+		a.grants[callLimit], a.capped[callLimit], a.found = g, capped, found
 		s.gate.Share(sched.Portion{
 			Of: int(g.Of), Fair: g.Fair, Nodes: g.Nodes, Others: int(g.Others), Most: int(g.Stated), Leads: g.Leads, Found: found,
 		}, now)
@@ -278,10 +314,10 @@ func (s *site) grant(g batch.Grant, c batch.Claim, found float64, now time.Time)
 			a.found = s.gate.Found()
 		}
 	case batch.LimitRequests:
-		a.grants[requestLimit] = g
+		a.grants[requestLimit], a.capped[requestLimit] = g, capped
 		s.requests.Share(g.Of, g.May)
 	case batch.LimitTokens:
-		a.grants[tokenLimit] = g
+		a.grants[tokenLimit], a.capped[tokenLimit] = g, capped
 		s.tokens.Share(g.Of, g.May)
 	}
 }

@@ -177,7 +177,7 @@ func (e *Engine) collect(c chan<- prometheus.Metric) {
 		gauge(e.metrics.up, up, name)
 		gauge(e.metrics.throttled, throttled, name)
 		if s.requests.Limit() > 0 || s.tokens.Limit() > 0 {
-			wait, _ := s.heldUp(now)
+			wait, _ := s.usedUp(now)
 			gauge(e.metrics.limited, wait.Seconds(), name)
 		}
 		if s.shared() {

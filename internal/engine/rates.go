@@ -2,6 +2,7 @@ package engine
 
 import (
 	"cmp"
+	"math"
 	"slices"
 	"time"
 
@@ -70,32 +71,51 @@ func upper(q *float64, v float64) {
 
 // limited returns how long s has to wait for its limit of requests or tokens a minute, and which of
 // them it is, before it may be sent something that comes to n tokens.
-func (s *site) limited(n int64, now time.Time) (wait time.Duration, by string) {
-	if s.requests.Limit() > 0 {
-		wait, by = s.requests.Wait(1, now), "requests"
+func (s *site) limited(n int64, now time.Time) (wait time.Duration, by batch.Limit) {
+	if w := s.requests.Wait(1, now); w > 0 {
+		wait, by = w, batch.LimitRequests
 	}
 	if w := s.tokens.Wait(n, now); w > wait {
-		wait, by = w, "tokens"
+		wait, by = w, batch.LimitTokens
 	}
 	return wait, by
 }
 
+// sustains is how many calls of l that take so long s can have in flight on average, by its limits a
+// minute, which all nodes have the same of that want them.
+func (s *site) sustains(l *lane, each time.Duration) float64 {
+	n := math.Inf(1)
+	for _, k := range []struct {
+		limit int64
+		fair  float64
+		each  float64 // call comes to so much
+	}{
+		{s.requests.Limit(), s.allowance.grants[requestLimit].Fair, 1},
+		{s.tokens.Limit(), s.allowance.grants[tokenLimit].Fair, l.tokens.all.Mean()},
+	} {
+		if k.limit > 0 && k.each > 0 {
+			n = min(n, min(float64(k.limit), cmp.Or(k.fair, float64(k.limit)))/k.each*each.Minutes())
+		}
+	}
+	return n
+}
+
 // soonest returns when the last of q is done at the soonest, by the limits a minute of the upstreams of its
 // lane; zero if these let everything through. Until then everybody who waits there has as much of them as
-// q has, or all that they want. It is sure if a limit was nearly used up in the last minute: then that is
+// q has for each unit of weight, or all that they want. It is sure if a limit was nearly used up in the last minute: then that is
 // what holds q up, and how many calls are in flight, in bursts, says nothing.
 func (q *queue) soonest(now time.Time) (at time.Time, sure bool) {
 	l := q.share.lane
 	if !slices.ContainsFunc(l.sites, func(s *site) bool { return s.requests.Limit() > 0 || s.tokens.Limit() > 0 }) {
 		return time.Time{}, false // as nearly always: who waits there need not be counted
 	}
-	calls, tokens, left := int64(0), 0.0, q.remaining()
+	calls, tokens, left := 0.0, 0.0, float64(q.remaining())
 	for _, o := range l.beside() {
 		for _, sh := range o.shares {
 			for _, other := range sh.queues {
-				n := min(max(other.remaining()-int64(other.inFlight), 0), left)
+				n := min(max(float64(other.remaining()-int64(other.inFlight)), 0), left*other.part()/q.part())
 				calls += n
-				tokens += float64(n) * o.tokens.all.Mean()
+				tokens += n * o.tokens.all.Mean()
 			}
 		}
 	}
@@ -103,7 +123,7 @@ func (q *queue) soonest(now time.Time) (at time.Time, sure bool) {
 		bucket func(*site) *sched.Bucket
 		units  int64
 	}{
-		{func(s *site) *sched.Bucket { return s.requests }, calls},
+		{func(s *site) *sched.Bucket { return s.requests }, int64(calls)},
 		{func(s *site) *sched.Bucket { return s.tokens }, int64(tokens)},
 	} {
 		limit, free, spent, wait := int64(0), int64(0), int64(0), time.Duration(0)
@@ -131,6 +151,17 @@ func (q *queue) soonest(now time.Time) (at time.Time, sure bool) {
 	return at, sure
 }
 
+// part is the weight of q beside all that wait for the same: its part of its project's.
+func (q *queue) part() float64 {
+	all := 0.0
+	for _, o := range q.share.queues {
+		if o == q || o.remaining() > 0 {
+			all += max(o.weight, 1)
+		}
+	}
+	return q.share.weight * max(q.weight, 1) / all
+}
+
 // beside returns the lanes that share an upstream with l, and l.
 func (l *lane) beside() (all []*lane) {
 	for _, s := range l.sites {
@@ -144,6 +175,15 @@ func (l *lane) beside() (all []*lane) {
 }
 
 // heldUp is limited for what s was to send last, or anything.
-func (s *site) heldUp(now time.Time) (wait time.Duration, by string) {
+func (s *site) heldUp(now time.Time) (wait time.Duration, by batch.Limit) {
 	return s.limited(max(1, s.allowance.needs), now)
+}
+
+// usedUp is heldUp, save where nobody has said yet that there is no more of the limit to be had.
+func (s *site) usedUp(now time.Time) (wait time.Duration, by batch.Limit) {
+	wait, by = s.heldUp(now)
+	if s.recorded() && !s.allowance.capped[requestLimit] && !s.allowance.capped[tokenLimit] {
+		return 0, ""
+	}
+	return wait, by
 }

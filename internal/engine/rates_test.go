@@ -91,6 +91,91 @@ func TestRatesAreKept(t *testing.T) {
 	}
 }
 
+// TestRatesOutliveProcess ends processes and starts them again at an upstream with limits a minute, in all
+// ways, in the middle of a minute: what the one before has sent counts, and until that is known nothing is
+// sent. What it has not comes soon enough.
+func TestRatesOutliveProcess(t *testing.T) {
+	for _, test := range []struct {
+		name   string
+		limits upstream.Limits
+		within time.Duration
+	}{
+		{"requests", upstream.Limits{RequestsPerMinute: 60}, 5 * time.Minute},
+		{"tokens", upstream.Limits{TokensPerMinute: 4000}, 8 * time.Minute},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			bubble(t, func(b *bench) {
+				u := b.upstream(sim.Config{Timing: sim.Timing{Latency: time.Second, Jitter: 0.9}}, upstream.Config{MaxInFlight: 20, Limits: test.limits})
+				tap := u.tap()
+				p := b.start(small(20))
+				start := time.Now()
+				id := b.run(stating(chat(200)))
+				for i, after := range []time.Duration{2 * time.Second, 70 * time.Second, 3 * time.Second, 65 * time.Second} {
+					time.Sleep(after)
+					if i%2 == 0 {
+						p.die()
+					} else {
+						p.drain()
+					}
+					p = b.start(small(20), newFaults(func(op string, n, _ int) fate {
+						if op == "Share" && n <= 3 {
+							return lost
+						}
+						return done
+					}).in)
+				}
+				b.want(b.ends(id), batch.Completed, 200, 200, 0)
+				took := time.Since(start)
+				b.Logf("%d calls in %v", u.Calls().Calls, took)
+				if n := test.limits.RequestsPerMinute; n > 0 {
+					tap.wantAtMost(b, int64(n), func(tapped) int64 { return 1 })
+				}
+				if n := test.limits.TokensPerMinute; n > 0 {
+					tap.wantAtMost(b, int64(n), func(c tapped) int64 { return b.tokens(c.body) })
+				}
+				if took > test.within {
+					b.Errorf("it took %v, want %v at most", took, test.within)
+				}
+				p.drain()
+			})
+		})
+	}
+}
+
+// TestRatesAtRest has an upstream with limits a minute have nothing to do: nobody is told that they are
+// used up, and who comes then is not kept waiting. Once they are used up it is told.
+func TestRatesAtRest(t *testing.T) {
+	bubble(t, func(b *bench) {
+		u := b.upstream(sim.Config{Timing: sim.Timing{Latency: time.Second}}, upstream.Config{MaxInFlight: 20, Limits: upstream.Limits{RequestsPerMinute: 60, TokensPerMinute: 60000}})
+		tap := u.tap()
+		p := b.start(small(20))
+		limited := func() bool { return !p.Upstreams()[0].LimitedUntil.IsZero() }
+		for range 3 {
+			time.Sleep(90 * time.Second)
+			if limited() {
+				b.Errorf("with nothing to do it is limited until %v", p.Upstreams()[0].LimitedUntil)
+			}
+			start := time.Now()
+			b.ends(b.run(stating(chat(3))))
+			tap.each("", func(c tapped) {
+				if first := c.begin.Sub(start); first > 100*time.Millisecond {
+					b.Errorf("a request went out after %v", first)
+				}
+			})
+			if limited() {
+				b.Error("with 3 requests of 60 it is limited")
+			}
+		}
+		id := b.run(stating(chat(100)))
+		time.Sleep(20 * time.Second)
+		if !limited() {
+			b.Error("with 60 requests of 60 it is not limited")
+		}
+		b.ends(id)
+		p.drain()
+	})
+}
+
 // tokens is what a request with the body comes to.
 func (b *bench) tokens(body string) int64 {
 	var answer struct {

@@ -167,3 +167,25 @@ func TestDeadlinePresses(t *testing.T) {
 		p.drain()
 	})
 }
+
+// TestUrgentWithinLimits has a batch share a limit a minute with a larger one of its project. Half of it is
+// not enough to be in time, so it gets what is.
+func TestUrgentWithinLimits(t *testing.T) {
+	for _, limits := range []upstream.Limits{{RequestsPerMinute: 60}, {TokensPerMinute: 6000}} {
+		bubble(t, func(b *bench) {
+			b.upstream(sim.Config{Timing: sim.Timing{Latency: time.Second}, MedianTokens: 50, P99Tokens: 60}, upstream.Config{MaxInFlight: 50, Limits: limits})
+			p := b.start(small(20))
+			start := time.Now()
+			long := b.run(stating(chat(600)))
+			near := b.create(b.upload(stating(chat(160))), 4*time.Minute)
+			x := b.ends(near)
+			b.Logf("%+v: %d of 160 after %v; the other has %d", limits, x.Counts.Completed, time.Since(start), b.look(long).Counts.Completed)
+			b.want(x, batch.Completed, 160, 160, 0)
+			if n := b.look(long).Counts.Completed; n < 60 {
+				b.Errorf("the other has %d answers, want 60 at least", n)
+			}
+			b.ends(long)
+			p.drain()
+		})
+	}
+}

@@ -53,16 +53,29 @@ type idler struct {
 const spare = time.Minute
 
 func newSite(u *upstream.Upstream, m *membership) *site {
-	limits := u.Limits()
-	return &site{
+	s := &site{
 		up:       u,
 		member:   m,
 		gate:     sched.NewGate(sched.GateConfig{Max: u.MaxInFlight(), Shared: u.Shared()}),
-		requests: sched.NewBucket(limits.RequestsPerMinute),
-		tokens:   sched.NewBucket(limits.TokensPerMinute),
+		requests: &sched.Bucket{},
+		tokens:   &sched.Bucket{},
 		failing:  map[*request]bool{},
 		listed:   u.Listed,
 	}
+	s.keepLimits()
+	return s
+}
+
+// keepLimits has s keep to its limits a minute as they are configured now, as far as it holds them.
+func (s *site) keepLimits() {
+	limits, a := s.up.Limits(), &s.allowance
+	for _, l := range []struct {
+		bucket   *sched.Bucket
+		limit, k int
+	}{{s.requests, limits.RequestsPerMinute, requestLimit}, {s.tokens, limits.TokensPerMinute, tokenLimit}} {
+		l.bucket.Share(int64(l.limit), min(int64(l.limit), a.grants[l.k].May))
+	}
+	a.short = true
 }
 
 // room is how many calls s may get now, whatever they come to in tokens.
@@ -187,6 +200,7 @@ func (e *Engine) adoptPool() {
 	for _, l := range e.lanes {
 		e.route(l)
 	}
+	wake(e.wakeShare) // of limits that are new
 }
 
 // predecessor returns what u was before with other settings, among the sites so far and those that went
@@ -212,12 +226,8 @@ func (e *Engine) predecessor(u *upstream.Upstream, old []*site, ups []*upstream.
 // succeed takes over what limits are kept by.
 func (s *site) succeed(o *site) {
 	s.former, s.allowance = o, o.allowance
-	limits := s.up.Limits()
 	s.requests, s.tokens = o.requests, o.tokens // what was spent in the last minute counts
-	if !s.shared() {
-		s.requests.Share(int64(limits.RequestsPerMinute), int64(limits.RequestsPerMinute))
-		s.tokens.Share(int64(limits.TokensPerMinute), int64(limits.TokensPerMinute))
-	}
+	s.keepLimits()
 }
 
 // retire has s get no more calls. Those in flight go on. e.mu is held.

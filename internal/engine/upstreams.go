@@ -21,7 +21,7 @@ func (e *Engine) Upstreams() []batch.UpstreamState {
 		if until, ok := s.gate.Throttled(); ok {
 			u.ThrottledUntil = until
 		}
-		if wait, _ := s.heldUp(now); wait > 0 {
+		if wait, _ := s.usedUp(now); wait > 0 {
 			u.LimitedUntil = now.Add(wait)
 		}
 		if since, down := s.down(now); down {

@@ -7,7 +7,7 @@ import (
 
 // A Bucket keeps a limit of so many units a minute, of requests or of tokens: no more are taken in
 // any minute, whenever it begins. Nothing is kept back for later either; what may be taken may be
-// taken at once.
+// taken at once. The zero value has no limit.
 type Bucket struct {
 	limit int64
 	share int64    // that may be taken here, of the limit; the rest is other nodes'
@@ -27,11 +27,6 @@ const (
 	// grain is for how long takings are added up, so that there are not too many to keep.
 	grain = 100 * time.Millisecond
 )
-
-// NewBucket returns a full bucket. With a limit of 0 there is no limit.
-func NewBucket(perMinute int) *Bucket {
-	return &Bucket{limit: int64(perMinute), share: int64(perMinute)}
-}
 
 // Limit is how many units may be taken in a minute, by all nodes together; 0: any number.
 func (b *Bucket) Limit() int64 { return b.limit }

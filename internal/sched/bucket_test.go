@@ -8,12 +8,19 @@ import (
 	"pgregory.net/rapid"
 )
 
+// full returns a bucket of which all may be taken here.
+func full(perMinute int) *Bucket {
+	b := &Bucket{}
+	b.Share(int64(perMinute), int64(perMinute))
+	return b
+}
+
 // In no 60 seconds, whenever they begin, more is taken than the limit, and as soon as something may
 // be taken nothing is kept back.
 func TestBucketNeverExceedsItsLimit(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		limit := rapid.IntRange(1, 500).Draw(t, "limit")
-		b, now := NewBucket(limit), epoch
+		b, now := full(limit), epoch
 		type taking struct {
 			at   time.Time
 			n    int64 // what it came to, or is reserved
@@ -73,7 +80,7 @@ func TestBucketNeverExceedsItsLimit(t *testing.T) {
 
 func TestBucketIsUsedUp(t *testing.T) {
 	const limit = 600
-	b, now := NewBucket(limit), epoch
+	b, now := full(limit), epoch
 	taken := 0
 	for now.Before(epoch.Add(time.Hour)) {
 		now = now.Add(b.Wait(1, now))
@@ -91,7 +98,7 @@ func TestBucketIsUsedUp(t *testing.T) {
 
 // Tokens: what a call comes to is known at its end, and mostly less than was reserved.
 func TestBucketSettles(t *testing.T) {
-	b := NewBucket(1000)
+	b := full(1000)
 	b.Take(800, epoch)
 	if wait := b.Wait(300, epoch); wait != window {
 		t.Errorf("300 beside 800 of 1000 after %v, want %v", wait, window)
@@ -119,7 +126,7 @@ func TestBucketSettles(t *testing.T) {
 
 // What is more than a minute's limit may be taken when nothing else was.
 func TestBucketLetsTheLargePass(t *testing.T) {
-	b := NewBucket(100)
+	b := full(100)
 	if wait := b.Wait(5000, epoch); wait != 0 {
 		t.Errorf("waits %v", wait)
 	}
@@ -130,7 +137,7 @@ func TestBucketLetsTheLargePass(t *testing.T) {
 }
 
 func TestBucketWithoutLimit(t *testing.T) {
-	b := NewBucket(0)
+	b := full(0)
 	for range 1000 {
 		b.Take(1<<40, epoch)
 	}
@@ -143,7 +150,7 @@ func TestBucketWithoutLimit(t *testing.T) {
 // An API with a quota of its own: whoever keeps to the limit is never throttled.
 func TestBucketKeepsToAQuota(t *testing.T) {
 	const quota = 300
-	b, r, now := NewBucket(quota), rand.New(rand.NewPCG(1, 2)), epoch
+	b, r, now := full(quota), rand.New(rand.NewPCG(1, 2)), epoch
 	var arrived []time.Time
 	for range 5000 {
 		now = now.Add(max(b.Wait(1, now), time.Duration(r.Int64N(int64(150*ms)))))
@@ -165,7 +172,7 @@ func TestBucketKeepsToAQuota(t *testing.T) {
 // A share of a limit is kept to, and what is more than the share waits for a larger one. What was
 // taken of a larger share before still counts.
 func TestBucketKeepsToItsShare(t *testing.T) {
-	b := NewBucket(1000)
+	b := full(1000)
 	b.Share(1000, 300)
 	b.Take(200, epoch)
 	if spent := b.Spent(epoch); spent != 200 {

@@ -104,15 +104,16 @@ func (a *Account) pass(now time.Time) {
 
 // Urgency tells how a batch is to be weighed beside the others of its project. It is 1 while a fair
 // share of slots is enough to be in time, and else how much more than that it would take, up to 16.
-// remaining is how many requests are left, of which each takes perRequest, left the time there is.
-func Urgency(remaining int64, perRequest time.Duration, fair int, left time.Duration) float64 {
+// remaining is how many requests are left, of which each takes perRequest, left the time there is. A
+// share may be less than a slot, as where limits a minute leave one unused now and then.
+func Urgency(remaining int64, perRequest time.Duration, fair float64, left time.Duration) float64 {
 	const most = 16
 	if remaining <= 0 || perRequest <= 0 {
 		return 1
 	}
-	if left <= 0 {
+	if left <= 0 || fair <= 0 {
 		return most
 	}
 	needs := float64(remaining) * perRequest.Seconds() / left.Seconds()
-	return min(max(needs/float64(max(fair, 1)), 1), most)
+	return min(max(needs/fair, 1), most)
 }

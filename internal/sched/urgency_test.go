@@ -14,7 +14,7 @@ func TestUrgency(t *testing.T) {
 	for _, c := range []struct {
 		remaining int64
 		each      time.Duration
-		fair      int
+		fair      float64
 		left      time.Duration
 		want      float64
 	}{
@@ -25,13 +25,14 @@ func TestUrgency(t *testing.T) {
 		{1000, each, 10, time.Second, 16},         // but there is an end to it
 		{1000, each, 10, 0, 16},                   // even where it is late
 		{1000, each, 10, -time.Hour, 16},          //
-		{1000, each, 0, 10000 * time.Second, 1},   // less than a slot is a slot
+		{1000, each, 0.5, 10000 * time.Second, 2}, // half a slot is one every other moment
+		{1000, each, 0, time.Hour, 16},            // nothing is never enough
 		{1000, 0, 10, time.Second, 1},             // nobody knows yet
 		{0, each, 10, time.Second, 1},             // nothing to do
 		{math.MaxInt64, each, 1, time.Second, 16}, // no overflow
 	} {
 		if got := Urgency(c.remaining, c.each, c.fair, c.left); math.Abs(got-c.want) > 1e-9 {
-			t.Errorf("%d of %v, share %d, %v left: %v, want %v", c.remaining, c.each, c.fair, c.left, got, c.want)
+			t.Errorf("%d of %v, share %v, %v left: %v, want %v", c.remaining, c.each, c.fair, c.left, got, c.want)
 		}
 	}
 }
@@ -41,7 +42,7 @@ func TestUrgencyBounds(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		remaining := rapid.Int64Range(0, 1e9).Draw(t, "remaining")
 		each := time.Duration(rapid.Int64Range(0, int64(time.Hour)).Draw(t, "each"))
-		fair := rapid.IntRange(0, 1000).Draw(t, "fair")
+		fair := rapid.Float64Range(0, 1000).Draw(t, "fair")
 		left := time.Duration(rapid.Int64Range(-int64(time.Hour), int64(48*time.Hour)).Draw(t, "left"))
 		got := Urgency(remaining, each, fair, left)
 		if got < 1 || got > 16 {
@@ -93,7 +94,7 @@ func TestUrgencyPressesInProportion(t *testing.T) {
 					// What the others have once the first has what it needs.
 					time := deadline[i].Sub(now)*19/20 - each
 					needs := float64(left[0]) * each.Seconds() / max(deadline[0].Sub(now).Seconds()*19/20-each.Seconds(), 1)
-					fair := max(1, min(slots/3, int((slots-needs)/2)))
+					fair := max(1, min(slots/3.0, (slots-needs)/2))
 					urgency := Urgency(left[i], each, fair, time)
 					k := accounts[i].Contender(urgency, now)
 					k.Deadline, k.Age = deadline[i], int64(i)

@@ -141,13 +141,13 @@ func (s *Store) aliveAt(ctx context.Context, q querier, node string) (now time.T
 
 // holdings returns what is held of the upstreams, by whoever counts, and what the node holds of any.
 func (s *Store) holdings(ctx context.Context, q querier, node string, upstreams []string, now time.Time) (map[limitOf][]batch.Holding, error) {
-	args := []any{node, ms(now.Add(-lastMinute))}
+	args := []any{node, ms(now.Add(-lastMinute)), ms(now.Add(ahead))}
 	for _, name := range upstreams {
 		args = append(args, name)
 	}
 	which := `g.node_id = $1`
 	if len(upstreams) > 0 {
-		which += ` OR g.upstream IN (` + in(3, len(upstreams)) + `)`
+		which += ` OR g.upstream IN (` + in(4, len(upstreams)) + `)`
 	}
 	out := map[limitOf][]batch.Holding{}
 	_, err := all(ctx, q, func(r row) (x struct{}, err error) {
@@ -161,7 +161,7 @@ func (s *Store) holdings(ctx context.Context, q querier, node string, upstreams 
 		return x, err
 	}, `SELECT g.upstream, g.kind, g.node_id, g.stated, g.auto, g.granted, g.used, g.wants, g.least, g.since, n.dead_at
 		FROM grants g JOIN nodes n ON n.id = g.node_id
-		WHERE (`+which+`) AND (n.dead_at IS NULL OR g.kind <> 'calls' AND n.dead_at > $2)
+		WHERE (`+which+`) AND (n.dead_at IS NULL OR g.kind <> 'calls' AND n.dead_at > $2 AND n.dead_at <= $3)
 		ORDER BY g.upstream, g.node_id, g.kind`, args...)
 	return out, err
 }
