@@ -102,8 +102,8 @@ func (s *site) sustains(l *lane, each time.Duration) float64 {
 
 // soonest returns when the last of q is done at the soonest, by the limits a minute of the upstreams of its
 // lane; zero if these let everything through. Until then everybody who waits there has as much of them as
-// q has for each unit of weight, or all that they want. It is sure if a limit was nearly used up in the last minute: then that is
-// what holds q up, and how many calls are in flight, in bursts, says nothing.
+// q has for each unit of weight, or all that they want. It is sure if a limit is nearly used up: then that
+// is what holds q up, and how many calls are in flight, in bursts, says nothing.
 func (q *queue) soonest(now time.Time) (at time.Time, sure bool) {
 	l := q.share.lane
 	if !slices.ContainsFunc(l.sites, func(s *site) bool { return s.requests.Limit() > 0 || s.tokens.Limit() > 0 }) {
@@ -121,32 +121,35 @@ func (q *queue) soonest(now time.Time) (at time.Time, sure bool) {
 	}
 	for _, by := range []struct {
 		bucket func(*site) *sched.Bucket
+		k      int
 		units  int64
 	}{
-		{func(s *site) *sched.Bucket { return s.requests }, int64(calls)},
-		{func(s *site) *sched.Bucket { return s.tokens }, int64(tokens)},
+		{func(s *site) *sched.Bucket { return s.requests }, requestLimit, int64(calls)},
+		{func(s *site) *sched.Bucket { return s.tokens }, tokenLimit, int64(tokens)},
 	} {
-		limit, free, spent, wait := int64(0), int64(0), int64(0), time.Duration(0)
+		limit, free, wait := int64(0), int64(0), time.Duration(0)
 		for _, s := range l.sites {
 			b := by.bucket(s)
 			if b.Limit() == 0 {
 				limit = 0
 				break
 			}
-			used := b.Spent(now)
-			rest := max(b.Limit()-used, 0)
+			rest := max(b.Limit()-b.Spent(now), 0)
+			if s.allowance.capped[by.k] {
+				rest = b.Free(now) // others have the rest, or had it within the minute
+			}
 			next := time.Minute // after what is free is taken
 			if rest < b.Limit() {
 				next = b.Wait(rest+1, now)
 			}
-			limit, spent, free, wait = limit+b.Limit(), spent+used, free+rest, max(wait, next)
+			limit, free, wait = limit+b.Limit(), free+rest, max(wait, next)
 		}
 		if limit == 0 || by.units <= free {
 			continue
 		}
 		minutes := (by.units - free - 1) / limit
 		at = latest(at, now.Add(wait+time.Duration(minutes)*time.Minute+l.pace.PerRequest()))
-		sure = sure || 5*spent >= 4*limit
+		sure = sure || 5*free <= limit
 	}
 	return at, sure
 }

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -123,6 +124,11 @@ func TestRatesOutliveProcess(t *testing.T) {
 						}
 						return done
 					}).in)
+					time.Sleep(4 * time.Second)
+					// How many tokens an answer has nobody knows yet.
+					if a := p.Activity(b.look(id)); test.limits.RequestsPerMinute > 0 && (a.ETA.IsZero() || !strings.Contains(a.WaitingFor, "a minute")) {
+						b.Errorf("after start %d it is told to be done at %v, waiting for %q", i+2, a.ETA, a.WaitingFor)
+					}
 				}
 				b.want(b.ends(id), batch.Completed, 200, 200, 0)
 				took := time.Since(start)

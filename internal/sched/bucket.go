@@ -40,6 +40,12 @@ func (b *Bucket) Spent(now time.Time) int64 {
 	return b.sum
 }
 
+// Free is what may be taken now.
+func (b *Bucket) Free(now time.Time) int64 {
+	b.pass(now)
+	return max(b.share-b.sum, 0)
+}
+
 // Wait returns how long it takes until n units may be taken; 0: now. More than a minute's units may
 // be taken when nothing else was for a minute, as they would wait for ever else. What is more than the
 // share waits until that has grown, and then somebody is to ask again.
