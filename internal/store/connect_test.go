@@ -77,6 +77,7 @@ func TestUnfitPostgres(t *testing.T) {
 			run(t, dsn, `DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET default_transaction_read_only = on', current_database()); END $$`)
 			return dsn
 		}},
+		{"no database", "a / in a password is written %2F", func(t *testing.T) string { return "postgres://u:1/geheim@127.0.0.1:1/x" }},
 		{"no host", "in a password that is written %40", func(t *testing.T) string { return "postgres://u:x@geheim@127.0.0.1:1/x" }},
 		{"nobody there", "connection refused", func(t *testing.T) string {
 			return "postgres://u:geheim@127.0.0.1:1/x"

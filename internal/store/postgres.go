@@ -88,9 +88,12 @@ func openLimited(dsn string, l limits, wrap func(driver.Connector) driver.Connec
 	if err != nil {
 		return pools{}, err
 	}
-	// Or a part of the password would be looked up, and stand in what that says.
+	// Or a part of the password would be looked up or asked for, and stand in what that says.
 	if slices.ContainsFunc(hostsOf(c), func(h string) bool { return h[0] != '/' && strings.Contains(h, "@") }) {
 		return pools{}, errors.New("a host has an @ in it: in a password that is written %40")
+	}
+	if strings.Contains(c.Database, "@") {
+		return pools{}, errors.New("the database's name has an @ in it: a / in a password is written %2F")
 	}
 	if c.ConnectTimeout == 0 {
 		c.ConnectTimeout = l.connect
