@@ -83,8 +83,8 @@ func (e *Engine) shareAll(ctx context.Context) {
 	var asked time.Time
 	failed := false
 	for {
-		due, any := e.shareIn()
-		if !any {
+		due, asks := e.shareIn()
+		if !asks {
 			select {
 			case <-e.wakeShare:
 				continue
@@ -120,7 +120,7 @@ func (e *Engine) shareAll(ctx context.Context) {
 
 // shareIn returns how long after the last question the next one is due, as things stand, if there is
 // anything to ask for.
-func (e *Engine) shareIn() (wait time.Duration, any bool) {
+func (e *Engine) shareIn() (wait time.Duration, asks bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	now, wait := time.Now(), askIdle
@@ -128,7 +128,7 @@ func (e *Engine) shareIn() (wait time.Duration, any bool) {
 		if !s.recorded() {
 			continue
 		}
-		any = true
+		asks = true
 		a := &s.allowance
 		if a.short || s.shared() && s.gate.Auto() && s.gate.Found() != a.found {
 			return askSoonest, true
@@ -148,7 +148,7 @@ func (e *Engine) shareIn() (wait time.Duration, any bool) {
 			}
 		}
 	}
-	return wait, any
+	return wait, asks
 }
 
 // share asks for this node's shares of all limits once.
@@ -184,9 +184,9 @@ func (e *Engine) share(ctx context.Context) error {
 func (e *Engine) shareLast(ctx context.Context) {
 	e.mu.Lock()
 	e.forfeit()
-	any := slices.ContainsFunc(e.sites, (*site).recorded)
+	recorded := slices.ContainsFunc(e.sites, (*site).recorded)
 	e.mu.Unlock()
-	if !any {
+	if !recorded {
 		return
 	}
 	if err := e.share(ctx); err != nil {
