@@ -295,7 +295,7 @@ func TestAtRisk(t *testing.T) {
 		b.upstream(sim.Config{Timing: sim.Timing{Latency: time.Second}}, upstream.Config{MaxInFlight: 4})
 		p := b.start()
 		late := b.create(b.upload(chat(1000)), time.Minute)
-		time.Sleep(10 * time.Second)
+		time.Sleep(10500 * time.Millisecond) // between two answers
 		x := b.look(late)
 		if a := p.Activity(x); !a.AtRisk || !a.ETA.After(x.ExpiresAt) || a.InFlight != 4 || fmt.Sprintf("%.0f", a.Rate) != "4" {
 			b.Errorf("the batch takes 250 s and has 60: %+v", a)
