@@ -118,6 +118,40 @@ func TestSharedLeavesWhatIsBegun(t *testing.T) {
 	wantContent(t, theirs, key, []byte("ours"))
 }
 
+// TestSharedSubFolder: a sub-folder that is there may have been made by another process, which has not
+// made it durable yet. So it is no reason to fail, and everybody makes it durable once.
+func TestSharedSubFolder(t *testing.T) {
+	path := t.TempDir()
+	var made []string // who made a sub-folder durable
+	node := func(name string, opts ...blob.Option) *blob.Dir {
+		return open(t, path, append(opts, blob.WithFault(func(op blob.Op, _ string) (bool, error) {
+			if op == blob.OpMkdir {
+				made = append(made, name)
+			}
+			return true, nil
+		}))...)
+	}
+	key := blob.NewKey()
+	before := node("opened before", blob.Shared())
+	if err := os.Mkdir(filepath.Join(path, key[:2]), 0o700); err != nil { // by somebody who got no further
+		t.Fatal(err)
+	}
+	after := node("opened after", blob.Shared())
+	alone := node("alone") // what is there it has vouched for as it opened
+	for range 2 {
+		for _, d := range []*blob.Dir{before, after, alone} {
+			key := key[:2] + blob.NewKey()[2:]
+			if _, err := put(d, key, []byte("x")); err != nil {
+				t.Fatal(err)
+			}
+			wantContent(t, before, key, []byte("x"))
+		}
+	}
+	if want := []string{"opened before", "opened after"}; !slices.Equal(made, want) {
+		t.Errorf("made durable by %q, want %q", made, want)
+	}
+}
+
 // TestKill kills a process that writes blobs, again and again, and checks that those it called
 // committed are there, that all that are there are whole, and that nothing else is left.
 func TestKill(t *testing.T) {

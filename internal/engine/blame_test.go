@@ -20,6 +20,7 @@ func TestBlame(t *testing.T) {
 		answer  upstream.Answer
 		once    upstream.Answer // instead, the third time, if it says anything
 		alone   bool
+		probe   bool // each call was to find out whether the upstream is back
 		others  bool // somebody else is answered before each call
 		failing int  // others that fail as well
 		before  bool // the upstream answered somebody, once
@@ -48,6 +49,7 @@ func TestBlame(t *testing.T) {
 		// Calls are 15 s apart.
 		{name: "500 with nobody to compare with, after better times", answer: broken, before: true, want: 1 + maxAttempts},
 		{name: "502 with nobody to compare with, after better times", answer: proxied, before: true, want: 1 + 4*maxAttempts},
+		{name: "500 as a probe, with nobody to compare with, after better times", answer: broken, probe: true, before: true, want: 1 + 4*maxAttempts},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			e, s := &Engine{}, &site{failing: map[*request]bool{}, listed: func() bool { return c.lists }}
@@ -70,7 +72,7 @@ func TestBlame(t *testing.T) {
 				if c.once.Class != 0 && n == 3 {
 					answer = c.once
 				}
-				if _, final := e.failed(s, &call{hold: h, alone: c.alone}, answer, now); final {
+				if _, final := e.failed(s, &call{hold: h, alone: c.alone, probe: c.probe}, answer, now); final {
 					last = n
 				}
 				if c.dies {
