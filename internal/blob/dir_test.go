@@ -118,6 +118,28 @@ func TestSharedLeavesWhatIsBegun(t *testing.T) {
 	wantContent(t, theirs, key, []byte("ours"))
 }
 
+// TestSharedTidiedByTwo: what was abandoned may be removed by another process just before we do.
+func TestSharedTidiedByTwo(t *testing.T) {
+	path := t.TempDir()
+	open(t, path, blob.Shared())
+	old := filepath.Join(path, "tmp", blob.NewKey()+".1")
+	writeFile(t, old)
+	if err := os.Chtimes(old, time.Time{}, time.Now().Add(-25*time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	tidied := 0
+	open(t, path, blob.Shared(), blob.WithFault(func(op blob.Op, _ string) (bool, error) {
+		if op == blob.OpTidy {
+			tidied++
+			return true, os.Remove(old)
+		}
+		return true, nil
+	}))
+	if tidied != 1 {
+		t.Errorf("%d files were removed, want 1", tidied)
+	}
+}
+
 // TestSharedSubFolder: a sub-folder that is there may have been made by another process, which has not
 // made it durable yet. So it is no reason to fail, and everybody makes it durable once.
 func TestSharedSubFolder(t *testing.T) {

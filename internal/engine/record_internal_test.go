@@ -3,7 +3,12 @@ package engine
 import (
 	"bytes"
 	"context"
+	"log/slog"
 	"testing"
+	"testing/synctest"
+	"time"
+
+	"offpeak/internal/batch"
 )
 
 // oneGroup is a journal with the same group everywhere.
@@ -55,5 +60,102 @@ func TestKept(t *testing.T) {
 	r.release(a)
 	if r.kept != 0 {
 		t.Errorf("%d bytes are kept of nothing", r.kept)
+	}
+}
+
+// noted is a journal that takes whatever is recorded, and a second for each transaction.
+type noted struct {
+	journals
+	groups []batch.Group
+}
+
+func (n *noted) Record(_ context.Context, groups []batch.Group) ([]int64, error) {
+	time.Sleep(time.Second)
+	n.groups = append(n.groups, groups...)
+	return nil, nil
+}
+
+func (n *noted) recorder() *recorder {
+	return newRecorder(n, newOutages(slog.New(slog.DiscardHandler)).record, NewMetrics())
+}
+
+// Whoever waits for what was added, or for a segment that is finished, waits for all of its groups, of which
+// each transaction takes one.
+func TestFlushed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n, h := &noted{}, &hold{}
+		settled := 0
+		r := n.recorder()
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			r.run(t.Context(), func(context.Context, *hold, error) { settled = len(n.groups) })
+		}()
+		add := func() {
+			r.addPacked(h, true, batch.Usage{}, []byte("a piece"), false)
+			r.addPacked(h, true, batch.Usage{}, []byte("another one"), true)
+			r.add(h, true, batch.Usage{}, []byte("an entry"))
+		}
+		add()
+		if err := r.flush(t.Context()); err != nil || len(n.groups) != 3 {
+			t.Errorf("%d of 3 groups are recorded, %v", len(n.groups), err)
+		}
+		add()
+		r.finish(h)
+		r.close()
+		<-ended
+		if settled != 6 {
+			t.Errorf("the segment was settled with %d of 6 groups", settled)
+		}
+		for i, g := range n.groups {
+			if want := []int64{0, 1, 2, 2, 3, 4}[i]; g.Tally.Completed != want || g.Lease.Seq != int64(i) {
+				t.Errorf("group %d has %d results and seq %d, want %d and %d", i, g.Tally.Completed, g.Lease.Seq, want, i)
+			}
+		}
+	})
+}
+
+// Of a segment that is lost nothing is recorded any more, nor is it sealed.
+func TestLostIsNotSettled(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n, h, other := &noted{}, &hold{}, &hold{}
+		h.lease.Token, other.lease.Token = "lost", "other"
+		r := n.recorder()
+		for _, h := range []*hold{h, other} {
+			r.add(h, true, batch.Usage{}, []byte("an entry"))
+			r.finish(h)
+		}
+		r.lose(h)
+		var settled []*hold
+		r.close()
+		r.run(t.Context(), func(_ context.Context, h *hold, _ error) { settled = append(settled, h) })
+		if len(settled) != 1 || settled[0] != other {
+			t.Errorf("%d segments are settled, want the other one", len(settled))
+		}
+		if len(n.groups) != 1 || n.groups[0].Lease.Token != "other" {
+			t.Errorf("%d groups are recorded, want that of the other one", len(n.groups))
+		}
+	})
+}
+
+// A key that is reserved is used once, and only while nobody may take it for abandoned, whatever clocks do.
+func TestReservedKey(t *testing.T) {
+	r := newRecorder(nil, nil, NewMetrics())
+	for _, test := range []struct {
+		age  time.Duration
+		want string
+	}{
+		{time.Minute, "key"},
+		{freshFor - time.Minute, "key"},
+		{freshFor + time.Minute, ""},
+		{-time.Minute, ""},
+	} {
+		h := &hold{blob: "key", reserved: time.Now().Round(0).Add(-test.age)}
+		if key := r.takeBlob(h); key != test.want {
+			t.Errorf("reserved %v ago: %q, want %q", test.age, key, test.want)
+		}
+		if key := r.takeBlob(h); key != "" {
+			t.Errorf("reserved %v ago, taken once more: %q", test.age, key)
+		}
 	}
 }

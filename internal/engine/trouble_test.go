@@ -106,6 +106,33 @@ func TestLostOnTheWay(t *testing.T) {
 	})
 }
 
+// TestLostWhileOthersAreRecorded takes everything away while results of one segment are recorded, again and
+// again in vain, and those of another wait behind them. Its owner holds that one by a new claim before
+// it comes to them: they are void, and cost the new claim nothing.
+func TestLostWhileOthersAreRecorded(t *testing.T) {
+	bubble(t, func(b *bench) {
+		b.upstream(sim.Config{Timing: sim.Timing{Latency: time.Second}}, upstream.Config{MaxInFlight: 5})
+		var stuck atomic.Bool
+		stuck.Store(true)
+		p := b.start(small(5), newFaults(func(op string, _, _ int) fate {
+			if op == "Record" && stuck.Load() {
+				return lost
+			}
+			return done
+		}).in)
+		text := chat(10)
+		id := b.run(text)
+		time.Sleep(2500 * time.Millisecond)
+		b.steal()
+		b.wake()
+		time.Sleep(2500 * time.Millisecond) // both are answered again
+		stuck.Store(false)
+		b.want(b.ends(id), batch.Completed, 10, 10, 0)
+		b.wantCalls(text, 2)
+		p.drain()
+	})
+}
+
 // TestLostWhileSealing takes a segment away between two attempts to seal it. The next owner is done
 // with it before the former one looks again, and finds no journal.
 func TestLostWhileSealing(t *testing.T) {

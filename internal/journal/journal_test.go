@@ -129,8 +129,12 @@ func TestGroupsAreUnpackedSeldom(t *testing.T) {
 			if err != nil || !ok || !bytes.Equal(got, line(i)) {
 				t.Fatalf("%s: request %d: %d bytes, %v, %v", test.name, i, len(got), ok, err)
 			}
-			if len(r.lines) > cacheBytes {
-				t.Fatalf("%s: %d bytes are in memory", test.name, len(r.lines))
+			inMemory := len(r.lines)
+			for _, data := range r.cache {
+				inMemory += len(data)
+			}
+			if inMemory > cacheBytes {
+				t.Fatalf("%s: %d bytes are in memory", test.name, inMemory)
 			}
 		}
 		r.Close()
@@ -164,6 +168,23 @@ func TestLargeLine(t *testing.T) {
 	}
 	if got, _, err := r.Line(t.Context(), 0); err != nil || string(got) != "0\n" { // and once more from the beginning
 		t.Errorf("request 0: %q, %v", got, err)
+	}
+}
+
+// A result of a request that the segment does not have is damage, and no reason to panic.
+func TestForeignIndex(t *testing.T) {
+	p := NewPacker(1 << 16)
+	defer p.Close()
+	const n = 3
+	for _, size := range []int{1, pieceBytes} { // in one group, and in two
+		r, err := Read(t.Context(), groupsOf(p, n-1, true, text(size)), 1, n)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Close()
+		if _, err := Read(t.Context(), groupsOf(p, n, true, text(size)), 1, n); !errors.Is(err, errDamaged) {
+			t.Errorf("request %d of %d, with %d bytes: error %v", n, n, size, err)
+		}
 	}
 }
 
