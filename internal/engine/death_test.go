@@ -163,6 +163,32 @@ func TestStopWithoutDatabase(t *testing.T) {
 	})
 }
 
+// TestStopWithoutBlobs stops a process that cannot seal, since the blobs are away. What it holds is given back.
+func TestStopWithoutBlobs(t *testing.T) {
+	bubble(t, func(b *bench) {
+		b.upstream(sim.Config{Timing: sim.Timing{Latency: time.Second}}, upstream.Config{MaxInFlight: 4})
+		text := chat(12)
+		p := b.start(small(5), newFaults(func(op string, _, _ int) fate {
+			if op == "blob.Create" {
+				return lost
+			}
+			return done
+		}).in)
+		id := b.run(text)
+		b.recorded(id, 12)
+		p.stop()
+		if err := <-p.ended; err != nil {
+			b.Errorf("Run() = %v", err)
+		}
+		b.examine()
+		b.wantFree()
+		p = b.start(small(5))
+		b.want(b.ends(id), batch.Completed, 12, 12, 0)
+		b.wantCalls(text, 1)
+		p.drain()
+	})
+}
+
 // A lineCounter counts lines of a log by their message.
 type lineCounter struct {
 	mu    sync.Mutex

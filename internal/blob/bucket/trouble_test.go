@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -476,6 +477,29 @@ func TestWhoseItIs(t *testing.T) {
 		if err := write(t, b, key, bytes.Repeat([]byte("ours"), small/4)); !errors.Is(err, blob.ErrExists) {
 			t.Errorf("where somebody else has written %d bytes: %v, want %v", theirs, err, blob.ErrExists)
 		}
+	}
+}
+
+// TestUploadGone: storage that forgets an upload once it is completed says that there is none, to whom the first
+// answer did not reach. The blob is there.
+func TestUploadGone(t *testing.T) {
+	b, r := behind(t)
+	var completed atomic.Bool
+	r.set(func(w http.ResponseWriter, r *http.Request, pass http.Handler) {
+		switch {
+		case op(r) != "complete":
+			pass.ServeHTTP(w, r)
+		case completed.CompareAndSwap(false, true):
+			land(r, pass)
+			cut()
+		default:
+			refuse(w, r, 404, "NoSuchUpload")
+		}
+	})
+	data := random(large)
+	key := put(t, b, data)
+	if got, err := read(t, b, key); err != nil || !bytes.Equal(got, data) {
+		t.Errorf("read %d bytes, error %v; want the %d written", len(got), err, len(data))
 	}
 }
 

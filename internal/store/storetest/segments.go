@@ -497,6 +497,30 @@ func testSeal(d *db) {
 	d.wantSame("a cancelled batch with its last segment sealed", d.batch(b.ID), cancelled)
 }
 
+// testSegments lists the segments of a batch with their parts, in input order, whichever was sealed first.
+func testSegments(d *db) {
+	b := d.running(4)
+	var leases []*batch.Lease
+	for range 4 {
+		leases = append(leases, d.claim(b))
+	}
+	bothOut, bothErr, _ := d.seal(leases[3], 100, 50)
+	_, onlyErr, _ := d.seal(leases[0], 0, 70)
+	onlyOut, _, _ := d.seal(leases[2], 80, 0)
+	for failed, parts := range map[bool][]batch.Part{
+		false: {{}, {}, onlyOut, bothOut},
+		true:  {onlyErr, {}, {}, bothErr},
+	} {
+		var want []batch.Sealed
+		for i, part := range parts {
+			want = append(want, batch.Sealed{Segment: leases[i].ID, Sealed: i != 1, Part: part})
+		}
+		if got, err := d.Segments(d.ctx(), b.ID, failed); err != nil || !slices.Equal(got, want) {
+			d.Errorf("Segments(failed: %v) = %+v, %v, want %+v", failed, got, err, want)
+		}
+	}
+}
+
 // testSealsAtOnce seals all segments of a batch at the same moment: one of them is the last.
 func testSealsAtOnce(d *db) {
 	b := d.running(8)

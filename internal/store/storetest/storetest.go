@@ -62,6 +62,7 @@ func Run(t *testing.T, fresh func(t *testing.T) Database) {
 		{"StraySegments", testStraySegments},
 		{"Seal", testSeal},
 		{"SealsAtOnce", testSealsAtOnce},
+		{"Segments", testSegments},
 		{"AnyClaims", testAnyClaims},
 		{"Finalize", testFinalize},
 		{"FinalizeOnce", testFinalizeOnce},
