@@ -266,11 +266,19 @@ func (e *Engine) laneTrouble(k batch.Lane, now time.Time) (why string, stuck boo
 	case throttled != nil:
 		return throttledBy(throttled, until), true
 	case downs > 1:
-		return fmt.Sprintf("all upstreams unreachable since %s: %v", clock(newest, now), down.lastErr), true
+		return fmt.Sprintf("all upstreams unreachable since %s%s", clock(newest, now), down.lastSaid()), true
 	case downs == 1:
-		return fmt.Sprintf("upstream %s down since %s: %v", down.up.Name(), clock(newest, now), down.lastErr), true
+		return fmt.Sprintf("upstream %s down since %s%s", down.up.Name(), clock(newest, now), down.lastSaid()), true
 	}
 	return "no upstream serves it", true
+}
+
+// lastSaid is why the last call was not answered, behind a colon, if that is known.
+func (s *site) lastSaid() string {
+	if s.lastErr == nil {
+		return ""
+	}
+	return fmt.Sprintf(": %v", s.lastErr)
 }
 
 // clock writes t as a time of the day, with the day if that is another than now's.

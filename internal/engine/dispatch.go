@@ -242,7 +242,6 @@ func (e *Engine) settle(s *site, c *call, a upstream.Answer) (r batch.Result, fi
 		r = batch.Result{Status: a.Status, RequestID: a.RequestID, Body: a.Body}
 	case upstream.Throttled:
 		outcome = sched.Throttled
-		s.asked = latest(s.asked, now.Add(a.RetryAfter))
 	case upstream.Refused:
 		outcome = sched.Refused
 	case upstream.Aborted:
@@ -277,6 +276,10 @@ func (e *Engine) settle(s *site, c *call, a upstream.Answer) (r batch.Result, fi
 	}
 	c.queue.pace.Drop(took, now)
 	c.lane.pace.Drop(took, now)
+	if outcome == sched.Throttled && !s.gate.Probing() {
+		a.RetryAfter = min(a.RetryAfter, patience)
+		s.asked = latest(s.asked, now.Add(a.RetryAfter))
+	}
 	if c.ending == "" && !c.sealing && outcome != sched.Abandoned {
 		wait := sched.Backoff(req.sent+1, a.RetryAfter, rand.Float64())
 		switch outcome {
@@ -298,6 +301,10 @@ func (e *Engine) settle(s *site, c *call, a upstream.Answer) (r batch.Result, fi
 	}
 	return r, false
 }
+
+// patience is for how long a request is left alone at most that was refused by an upstream which takes others:
+// it has not asked everybody to wait.
+const patience = time.Minute
 
 // report tells the limits of s what came of c. e.mu is held.
 func (e *Engine) report(s *site, c *call, a upstream.Answer, outcome sched.Outcome, now time.Time) {

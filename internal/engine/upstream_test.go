@@ -449,3 +449,27 @@ func TestUnknownModel(t *testing.T) {
 		})
 	}
 }
+
+// TestStrayRetryAfter has an upstream that takes everything refuse one call, and ask for an hour. It is asked
+// again before that, as it has taken others all the time.
+func TestStrayRetryAfter(t *testing.T) {
+	bubble(t, func(b *bench) {
+		u := b.upstream(sim.Config{Timing: sim.Timing{Latency: time.Second}}, upstream.Config{MaxInFlight: 16})
+		var calls atomic.Int64
+		u.handle(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if calls.Add(1) == 10 {
+				w.Header().Set("Retry-After", "3600")
+				w.WriteHeader(http.StatusTooManyRequests)
+				return
+			}
+			u.Server.ServeHTTP(w, r)
+		}))
+		p := b.start()
+		start := time.Now()
+		b.want(b.ends(b.run(chat(100))), batch.Completed, 100, 100, 0)
+		if took := time.Since(start); took > 2*time.Minute {
+			b.Errorf("it took %v, want 2 minutes at most", took)
+		}
+		p.drain()
+	})
+}

@@ -66,7 +66,12 @@ func (w *watch) observe(l Load, inFlight int, want float64, now time.Time) float
 		return want
 	}
 	// So many calls are to be there, of which all but ours are others'.
-	return w.full - w.spare() - max(0, running+waiting-ours)
+	left := w.full - w.spare() - max(0, running+waiting-ours)
+	if w.shared {
+		return left
+	}
+	// Who is not to yield gets its half, however many others always wait.
+	return max(left, math.Floor(w.full/2))
 }
 
 // spare is how many slots are left free. Less than none is how many calls wait.

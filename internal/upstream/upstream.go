@@ -374,7 +374,7 @@ func (u *Upstream) explain(format string, args ...any) error {
 // retryAfter reads how long the upstream wants to be left alone. Some servers say it in
 // milliseconds, in a header of their own.
 func retryAfter(h http.Header, now time.Time) time.Duration {
-	const most = time.Hour // longer is a mistake, or a way to stop us
+	const most = time.Hour // what is longer is a mistake, or a way to stop us, and says nothing
 	for _, f := range []struct {
 		name string
 		unit time.Duration
@@ -382,14 +382,16 @@ func retryAfter(h http.Header, now time.Time) time.Duration {
 		v, err := strconv.ParseFloat(h.Get(f.name), 64)
 		switch {
 		case err != nil, math.IsNaN(v):
-		case v >= float64(most/f.unit): // beyond what a Duration holds, perhaps
-			return most
+		case v > float64(most/f.unit): // beyond what a Duration holds, perhaps
+			return 0
 		default:
 			return max(0, time.Duration(v*float64(f.unit)))
 		}
 	}
 	if t, err := http.ParseTime(h.Get("Retry-After")); err == nil {
-		return min(max(0, t.Sub(now)), most)
+		if wait := t.Sub(now); wait <= most {
+			return max(0, wait)
+		}
 	}
 	return 0
 }
