@@ -128,12 +128,15 @@ func (e *Engine) take(s *site) *call {
 	if !ok {
 		return nil
 	}
-	tokens := int64(0)
-	if limit := s.tokens.Limit(); limit > 0 {
-		tokens = q.share.lane.tokens.estimate(&next.requests[next.i], s.gate.InFlight()+1, limit)
+	tokens, lacks, stated := int64(0), int64(0), true
+	if limit, l := s.tokens.Limit(), q.share.lane; limit > 0 {
+		if tokens, stated = l.tokens.estimate(&next.requests[next.i], s.gate.InFlight()+1, limit); !stated {
+			open, more := l.lacks(s.gate.InFlight()+1, limit, now)
+			tokens, lacks = tokens+more, open/int64(len(l.sites))
+		}
 	}
 	s.allowance.needs = tokens
-	if wait, _ := s.limited(tokens, now); wait > 0 {
+	if wait, _ := s.limited(tokens+lacks, now); wait > 0 {
 		e.askMore(s)
 		e.ringAt(now.Add(wait))
 		return nil
@@ -158,6 +161,10 @@ func (e *Engine) take(s *site) *call {
 	s.requests.Take(1, now)
 	s.tokens.Take(tokens, now)
 	s.alone = c.alone
+	if !stated {
+		c.unstated = tokens
+		q.share.lane.tokens.open += tokens
+	}
 	c.sentAt, c.probe, c.ticket, c.reserved = now, s.gate.Probing(), s.gate.Send(now), tokens
 	c.request().sent++
 	c.inFlight++
@@ -317,8 +324,9 @@ func (e *Engine) report(s *site, c *call, a upstream.Answer, outcome sched.Outco
 		used = 0 // it was not worked on
 	case s.tokens.Limit() > 0:
 		// Nobody says what it came to, nor ever will: it may have been far more than the mean.
-		used = c.lane.tokens.estimate(c.request(), 1, s.tokens.Limit())
+		used, _ = c.lane.tokens.estimate(c.request(), 1, s.tokens.Limit())
 	}
+	c.lane.tokens.open -= c.unstated
 	s.tokens.Settle(c.sentAt, c.reserved, used, now)
 	wasClosed := s.gate.Probing()
 	s.gate.Done(c.ticket, sched.Report{

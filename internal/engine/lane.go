@@ -114,6 +114,7 @@ type call struct {
 	sentAt   time.Time
 	ticket   int64 // of the upstream's gate
 	reserved int64 // tokens
+	unstated int64 // of them, if nobody says how long the answer may be
 	probe    bool  // it is to find out whether the upstream is back
 	alone    bool  // nothing else is in flight there
 }

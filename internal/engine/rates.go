@@ -18,6 +18,7 @@ type tokens struct {
 	answer  sched.Estimator // of tokens of an answer
 	all     sched.Estimator // of tokens that were used
 	bodies  batch.BodyParser
+	open    int64 // set aside for answers in flight of which nobody says how long they may be
 }
 
 const (
@@ -29,8 +30,8 @@ const (
 )
 
 // estimate returns what r may come to, which is one of so many in flight that share a limit of so many
-// tokens per minute.
-func (t *tokens) estimate(r *request, inFlight int, limit int64) int64 {
+// tokens per minute; and whether it says itself what its answer may.
+func (t *tokens) estimate(r *request, inFlight int, limit int64) (n int64, stated bool) {
 	perByte, answer := t.perByte, t.answer.Reserve(inFlight)
 	if perByte == 0 {
 		perByte = firstPerByte
@@ -44,7 +45,17 @@ func (t *tokens) estimate(r *request, inFlight int, limit int64) int64 {
 	if r.most > 0 {
 		answer = float64(r.most)
 	}
-	return int64(perByte*float64(len(r.Body))+answer) + 1
+	return int64(perByte*float64(len(r.Body))+answer) + 1, r.most > 0
+}
+
+// lacks is how much more than was set aside the calls of l in flight may come to, of which there are n with one
+// more, and what that one may come to beyond its estimate: answers that go on are longer than those that have
+// ended. The more they are, the less is known, and up to a quarter of the limit is kept back.
+func (l *lane) lacks(n int, limit int64, now time.Time) (open, next int64) {
+	all, each := l.pace.Open(now)
+	longer := max(0, each-1)
+	open = max(0, int64(all*l.tokens.answer.Mean())-l.tokens.open) + int64(min(1, longer)*float64(limit)/4)
+	return open, int64(longer * l.tokens.answer.Reserve(n))
 }
 
 // learn notes what a request with the body came to.

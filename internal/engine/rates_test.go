@@ -92,6 +92,33 @@ func TestRatesAreKept(t *testing.T) {
 	}
 }
 
+// TestTokensOfLongAnswers: the first answers to end are the short ones, by far. What others come to is reckoned
+// from how long they have taken so far as well: of a limit of tokens little more than all is used in a
+// minute of which nothing was known before.
+func TestTokensOfLongAnswers(t *testing.T) {
+	const limit = 60_000
+	for seed := range uint64(6) {
+		bubble(t, func(b *bench) {
+			u := b.upstream(sim.Config{
+				Timing: sim.Timing{Decode: 10 * time.Millisecond}, MedianTokens: 200, P99Tokens: 3000, Seed: seed + 1,
+			}, upstream.Config{MaxInFlight: 256, Limits: upstream.Limits{TokensPerMinute: limit}})
+			tap := u.tap()
+			p := b.start()
+			start := time.Now()
+			b.want(b.ends(b.run(chat(600))), batch.Completed, 600, 600, 0)
+			all := int64(0)
+			tap.each("", func(c tapped) { all += b.tokens(c.body) })
+			took := time.Since(start)
+			b.Logf("%d tokens in %v", all, took)
+			tap.wantAtMost(b, limit*115/100, func(c tapped) int64 { return b.tokens(c.body) })
+			if took > 6*time.Minute {
+				b.Errorf("it took %v, want 6 minutes at most", took)
+			}
+			p.drain()
+		})
+	}
+}
+
 // TestRatesOutliveProcess ends processes and starts them again at an upstream with limits a minute, in all
 // ways, in the middle of a minute: what the one before has sent counts, and until that is known nothing is
 // sent. What it has not comes soon enough.

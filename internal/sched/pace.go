@@ -81,6 +81,23 @@ func (p *Pace) PerRequest() time.Duration {
 	return time.Duration(p.spent / p.results * float64(time.Second))
 }
 
+// Open returns what the calls in flight will come to, and one more, in calls like those that have ended: 0 if
+// none has. The short ones end first, so those in flight are longer: what has gone on for long goes on for as
+// long again, and none is shorter than the mean of all, for which what they have taken so far counts as well.
+func (p *Pace) Open(now time.Time) (all, next float64) {
+	p.pass(now)
+	if p.results == 0 || p.whole <= 0 {
+		return 0, 0
+	}
+	ended := p.whole / p.results
+	next = max(1, (p.spent-p.lost)/p.whole)
+	at := now.Sub(p.begun).Seconds()
+	for _, sent := range p.sent {
+		all += max(next, 2*(at-sent)/ended)
+	}
+	return all, next
+}
+
 // ETA returns when so many requests will have their results, those in flight among them; zero if
 // nobody can tell.
 func (p *Pace) ETA(left int64, now time.Time) time.Time {
