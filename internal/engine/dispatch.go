@@ -174,6 +174,10 @@ func (e *Engine) take(s *site) *call {
 	q.share.lane.sent(now)
 	q.pace.Send(now)
 	q.share.lane.pace.Send(now)
+	if c.pace = nil; len(q.share.lane.sites) > 1 {
+		c.pace = s.pace(q.share.lane)
+		c.pace.Send(now)
+	}
 	return c
 }
 
@@ -188,12 +192,13 @@ func (e *Engine) choose(s *site, now time.Time) (*queue, candidate, bool) {
 	if s.gate.Probing() {
 		wishes = [2]wish{freshOnly, anything}
 	}
+	lanes := e.lanesFor(s, now)
 	for _, w := range wishes {
-		i := e.turn.of(len(s.lanes), func(i int) *branch { return &s.lanes[i].branch }, w, now)
+		i := e.turn.of(len(lanes), func(i int) *branch { return &lanes[i].branch }, w, now)
 		if i < 0 {
 			continue
 		}
-		l := s.lanes[i]
+		l := lanes[i]
 		sh := l.shares[e.turn.of(len(l.shares), func(i int) *branch { return &l.shares[i].branch }, w, now)]
 		q := sh.queues[e.turn.of(len(sh.queues), func(i int) *branch { return &sh.queues[i].branch }, w, now)]
 		if c, ok := q.peek(s, w, &e.homes, now); ok {
@@ -276,6 +281,9 @@ func (e *Engine) settle(s *site, c *call, a upstream.Answer) (r batch.Result, fi
 	if final {
 		c.queue.pace.Done(took, now)
 		c.lane.pace.Done(took, now)
+		if c.pace != nil {
+			c.pace.Done(took, now)
+		}
 		delete(s.failing, req)
 		req.done, c.moved = true, now
 		c.open--
@@ -283,6 +291,9 @@ func (e *Engine) settle(s *site, c *call, a upstream.Answer) (r batch.Result, fi
 	}
 	c.queue.pace.Drop(took, now)
 	c.lane.pace.Drop(took, now)
+	if c.pace != nil {
+		c.pace.Drop(took, now)
+	}
 	if outcome == sched.Throttled && !s.gate.Probing() {
 		a.RetryAfter = min(a.RetryAfter, patience)
 		s.asked = latest(s.asked, now.Add(a.RetryAfter))

@@ -119,6 +119,7 @@ type Engine struct {
 	homes        homes
 	turn         turn    // memory of choose
 	hungry       []*site // memory of feedAll
+	taken        []*lane // memory of lanesFor
 	draining     bool
 	alarm        *time.Timer // fires when a retry is due or a gate opens
 	alarmAt      time.Time

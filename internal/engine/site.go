@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"offpeak/internal/batch"
 	"offpeak/internal/sched"
 	"offpeak/internal/upstream"
 )
@@ -33,14 +34,15 @@ type site struct {
 
 	// What is known of the upstream. An answer counts by when its call was sent: that one of before
 	// is still answered says nothing about calls of today.
-	answered time.Time         // the latest call that was answered, with whatever, was sent then
-	accepted time.Time         // likewise, with a 2xx
-	failed   time.Time         // the last failure
-	refused  time.Time         // the last call that was refused, as all were
-	outage   time.Time         // the last other failure that was certainly not the request's
-	failing  map[*request]bool // open requests that have failed and not been compared with any other
-	lastErr  error             // of the last call that was not answered
-	listed   func() bool       // it has said what it serves
+	answered time.Time                  // the latest call that was answered, with whatever, was sent then
+	accepted time.Time                  // likewise, with a 2xx
+	failed   time.Time                  // the last failure
+	refused  time.Time                  // the last call that was refused, as all were
+	outage   time.Time                  // the last other failure that was certainly not the request's
+	failing  map[*request]bool          // open requests that have failed and not been compared with any other
+	lastErr  error                      // of the last call that was not answered
+	listed   func() bool                // it has said what it serves
+	paces    map[batch.Lane]*sched.Pace // where there are others
 }
 
 // An idler is a worker that waits for a call.
@@ -60,6 +62,7 @@ func newSite(u *upstream.Upstream, m *membership) *site {
 		requests: &sched.Bucket{},
 		tokens:   &sched.Bucket{},
 		failing:  map[*request]bool{},
+		paces:    map[batch.Lane]*sched.Pace{},
 		listed:   u.Listed,
 	}
 	s.keepLimits()
@@ -228,6 +231,63 @@ func (s *site) succeed(o *site) {
 	s.former, s.allowance = o, o.allowance
 	s.requests, s.tokens = o.requests, o.tokens // what was spent in the last minute counts
 	s.keepLimits()
+}
+
+// pace is how fast calls of l go at s.
+func (s *site) pace(l *lane) *sched.Pace {
+	if s.paces[l.Lane] == nil {
+		s.paces[l.Lane] = &sched.Pace{}
+	}
+	return s.paces[l.Lane]
+}
+
+// lanesFor returns the lanes of which s may be sent something, but those of which others would have done what
+// is left before s has done one more.
+func (e *Engine) lanesFor(s *site, now time.Time) []*lane {
+	if !slices.ContainsFunc(s.lanes, func(l *lane) bool { return s.leaves(l, now) }) {
+		return s.lanes
+	}
+	e.ringAt(now.Add(time.Second)) // how fast others are changes
+	e.taken = e.taken[:0]
+	for _, l := range s.lanes {
+		if !s.leaves(l, now) {
+			e.taken = append(e.taken, l)
+		}
+	}
+	return e.taken
+}
+
+// leaves reports whether what is left of l is better left to its other upstreams.
+func (s *site) leaves(l *lane, now time.Time) bool {
+	if len(l.sites) < 2 || l.fresh == 0 || l.due > 0 || l.more() {
+		return false
+	}
+	var others []sched.Rival
+	for _, o := range l.sites {
+		if o == s || o.gate.Probing() {
+			continue
+		}
+		if wait, _ := o.heldUp(now); wait > 0 {
+			continue
+		}
+		each := o.pace(l).PerRequest()
+		others = append(others, sched.Rival{Each: each, Slots: o.slots(l, each)})
+	}
+	return sched.Later(s.pace(l).PerRequest(), l.fresh, others)
+}
+
+// slots is how many calls of l that take so long s has in flight, when all lanes use it that can.
+func (s *site) slots(l *lane, each time.Duration) float64 {
+	n, lanes := s.gate.Limit(), 0
+	if s.shared() {
+		n = min(n, int(s.allowance.grants[callLimit].May))
+	}
+	for _, o := range s.lanes {
+		if o == l || o.fresh+o.due+o.inFlight > 0 {
+			lanes++
+		}
+	}
+	return min(float64(n)/float64(max(lanes, 1)), s.sustains(l, each))
 }
 
 // retire has s get no more calls. Those in flight go on. e.mu is held.

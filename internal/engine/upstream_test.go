@@ -354,6 +354,39 @@ func TestTwoUpstreams(t *testing.T) {
 	})
 }
 
+// TestSlowBesideFast has an upstream that is ten times slower than another: near the end it leaves to that one
+// what is left, instead of having everybody wait for it. It takes it back when the other is gone.
+func TestSlowBesideFast(t *testing.T) {
+	for _, test := range []struct {
+		slots  int // of the slow one
+		lost   bool
+		within time.Duration
+	}{
+		{64, false, 39 * time.Second}, // the fast one alone would take 40 s, both together 36 at least
+		{8, false, 42 * time.Second},
+		{64, true, 90 * time.Second},
+	} {
+		bubble(t, func(b *bench) {
+			fast := b.upstream(sim.Config{Timing: sim.Timing{Latency: 640 * time.Millisecond, Jitter: 0.5}}, upstream.Config{MaxInFlight: 64})
+			slow := b.upstream(sim.Config{Timing: sim.Timing{Latency: 6400 * time.Millisecond, Jitter: 0.5}}, upstream.Config{MaxInFlight: test.slots})
+			p := b.start()
+			start := time.Now()
+			id := b.run(chat(4000))
+			if test.lost {
+				b.recorded(id, 3950)
+				fast.SetDown(true)
+			}
+			b.want(b.ends(id), batch.Completed, 4000, 4000, 0)
+			took := time.Since(start)
+			b.Logf("%+v: took %v; %d calls at the fast one, %d at the slow one", test, took, fast.Calls().Answered, slow.Calls().Answered)
+			if took > test.within {
+				b.Errorf("it took %v, want %v at most", took, test.within)
+			}
+			p.drain()
+		})
+	}
+}
+
 // TestSuspectsHoldUpNobody lets a poisonous request bring one of two upstreams down. While it is
 // tried alone at one of them, the other goes on with the rest.
 func TestSuspectsHoldUpNobody(t *testing.T) {
