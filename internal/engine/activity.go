@@ -307,9 +307,16 @@ func (e *Engine) weigh(now time.Time) {
 			used += min(n, s.sustains(l, each))
 		}
 		for _, s := range l.shares {
-			fair := s.fair(used*s.weight/l.weight, each, now)
+			all := used * s.weight / l.weight
+			fair, saves := s.fair(all, each, now), false
 			for _, q := range s.queues {
 				q.weight = sched.Urgency(q.remaining(), each, fair, q.left(each, now))
+				saves = saves || q.weight > 1 && q.needs(each, now) <= all
+			}
+			for _, q := range s.queues {
+				if saves {
+					q.weight = sched.Concede(q.weight, q.needs(each, now)/all)
+				}
 				if q.needs(each, now) > q.pace.Rate(now)*each.Seconds() {
 					short += q.needs(each, now)
 				}

@@ -189,3 +189,21 @@ func TestUrgentWithinLimits(t *testing.T) {
 		})
 	}
 }
+
+// TestHopelessConcedes has two batches of a project press that end at the same time, of which one cannot be in
+// time whatever it gets. It is not late together with the other.
+func TestHopelessConcedes(t *testing.T) {
+	bubble(t, func(b *bench) {
+		b.upstream(sim.Config{Timing: sim.Timing{Latency: time.Second, Jitter: 0.5}}, upstream.Config{MaxInFlight: 8})
+		p := b.start(small(20))
+		hopeless := b.create(b.upload(chat(10_000)), 2*time.Minute)
+		near := b.create(b.upload(chat(500)), 2*time.Minute)
+		b.want(b.ends(near), batch.Completed, 500, 500, 0)
+		x := b.ends(hopeless)
+		b.Logf("the other has %d answers", x.Counts.Completed)
+		if x.Counts.Completed < 300 {
+			b.Errorf("the other has %d answers, want 300 at least", x.Counts.Completed)
+		}
+		p.drain()
+	})
+}

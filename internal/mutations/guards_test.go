@@ -388,6 +388,8 @@ var mutations = []mutation{
 		"return sched.Later(s.pace(l).PerRequest(), l.fresh, others)", "return false", "./internal/engine -run TestSlowBesideFast"},
 	{"the fastest upstream leaves nothing to others", "internal/sched/later.go",
 		"each.Seconds() > longer*slots/rate && ", "", "./internal/sched -run TestLater"},
+	{"a batch that is late whatever it gets takes none with it", "internal/engine/activity.go",
+		"q.weight = sched.Concede(q.weight, q.needs(each, now)/all)", "_ = sched.Concede", "./internal/engine -run TestHopelessConcedes"},
 	{"an estimate shares limits by weight", "internal/engine/rates.go",
 		"left*other.part()/q.part()", "left", "./internal/engine -run TestETAWithinLimits"},
 	{"a node keeps to what it is granted", "internal/engine/site.go",

@@ -117,3 +117,11 @@ func Urgency(remaining int64, perRequest time.Duration, fair float64, left time.
 	needs := float64(remaining) * perRequest.Seconds() / left.Seconds()
 	return min(max(needs/fair, 1), most)
 }
+
+// Concede returns the urgency of a batch that needs such a part of all slots there are for its project, beside
+// one that presses and can be in time. It cannot itself if it needs more than all; what it had of them would
+// have the other be late as well. One that needs half as many again does not press at all.
+func Concede(urgency, part float64) float64 {
+	const hopeless = 1.5
+	return 1 + (urgency-1)*min(max((hopeless-part)/(hopeless-1), 0), 1)
+}

@@ -138,3 +138,13 @@ func TestUrgencyPressesInProportion(t *testing.T) {
 		}
 	}
 }
+
+func TestConcede(t *testing.T) {
+	for _, c := range []struct{ urgency, part, want float64 }{
+		{1, 0.5, 1}, {1, 9, 1}, {7, 0.9, 7}, {7, 1, 7}, {7, 1.25, 4}, {7, 1.5, 1}, {16, 100, 1}, {16, math.Inf(1), 1},
+	} {
+		if got := Concede(c.urgency, c.part); math.Abs(got-c.want) > 1e-9 {
+			t.Errorf("urgency %v, %v of all: %v, want %v", c.urgency, c.part, got, c.want)
+		}
+	}
+}

@@ -311,7 +311,7 @@ func (u *Upstream) adopt(o *Upstream) {
 }
 
 // Run keeps what is known of the upstreams fresh until ctx ends. Lists of models are read at once,
-// tried again every other second while unread, then read again every minute. Loads are read while
+// tried again every other second while unread, then read again every quarter of a minute. Loads are read while
 // anybody could want to know.
 func (p *Pool) Run(ctx context.Context) {
 	var wg sync.WaitGroup
@@ -351,7 +351,7 @@ func (u *Upstream) followList(ctx context.Context, tell func()) {
 			tell()
 		}
 		if u.Trouble() == nil {
-			wait = time.Minute
+			wait = 15 * time.Second
 		} else {
 			wait = min(2*wait, 2*time.Second)
 		}

@@ -333,8 +333,8 @@ func TestPoolPace(t *testing.T) {
 		after(2*time.Second, nil)
 		n := len(a.timesAsked())
 		after(time.Hour, nil)
-		if got := len(a.timesAsked()) - n; got != 60 {
-			t.Errorf("asked %d times in the hour after, want once a minute", got)
+		if got := len(a.timesAsked()) - n; got != 240 {
+			t.Errorf("asked %d times in the hour after, want four times a minute", got)
 		}
 	})
 }
