@@ -156,10 +156,13 @@ func TestDiskFull(t *testing.T) {
 	}
 
 	// Killed while it is full, and started while it is full.
+	release = u.hold()
+	defer release()
 	w.submit(t, s.api, 300)
 	u.await(t, "calls in flight", func() bool { return inFlight(u) == maxInFlight })
 	d.fill(0)
 	at := s.kill()
+	release()
 	u.await(t, "the last connection's end", func() bool { return u.live == 0 })
 	(&tally{}).after(t, w, u, dir, at)
 	u.next(t)

@@ -300,7 +300,7 @@ func (e *Engine) weigh(now time.Time) {
 	defer e.mu.Unlock()
 	press := map[*site]float64{}
 	for _, l := range e.lanes {
-		slots, used, each, short := 0.0, 0.0, l.pace.PerRequest(), 0.0
+		slots, used, each, short := 0.0, 0.0, l.pace.PerRequest(now), 0.0
 		for _, s := range l.sites {
 			n := float64(max(s.gate.Limit(), s.running))
 			slots += n

@@ -131,8 +131,8 @@ func (e *Engine) take(s *site) *call {
 	tokens, lacks, stated := int64(0), int64(0), true
 	if limit, l := s.tokens.Limit(), q.share.lane; limit > 0 {
 		if tokens, stated = l.tokens.estimate(&next.requests[next.i], s.gate.InFlight()+1, limit); !stated {
-			open, more := l.lacks(s.gate.InFlight()+1, limit, now)
-			tokens, lacks = tokens+more, open/int64(len(l.sites))
+			open, more := s.lacks(l, now)
+			tokens, lacks = tokens+more, open
 		}
 	}
 	s.allowance.needs = tokens
@@ -161,10 +161,6 @@ func (e *Engine) take(s *site) *call {
 	s.requests.Take(1, now)
 	s.tokens.Take(tokens, now)
 	s.alone = c.alone
-	if !stated {
-		c.unstated = tokens
-		q.share.lane.tokens.open += tokens
-	}
 	c.sentAt, c.probe, c.ticket, c.reserved = now, s.gate.Probing(), s.gate.Send(now), tokens
 	c.request().sent++
 	c.inFlight++
@@ -174,9 +170,13 @@ func (e *Engine) take(s *site) *call {
 	q.share.lane.sent(now)
 	q.pace.Send(now)
 	q.share.lane.pace.Send(now)
-	if c.pace = nil; len(q.share.lane.sites) > 1 {
-		c.pace = s.pace(q.share.lane)
-		c.pace.Send(now)
+	if l := q.share.lane; len(l.sites) > 1 || s.tokens.Limit() > 0 {
+		c.course = s.course(l)
+		c.course.pace.Send(now)
+		if !stated {
+			c.unstated = tokens
+			c.course.open += tokens
+		}
 	}
 	return c
 }
@@ -281,8 +281,8 @@ func (e *Engine) settle(s *site, c *call, a upstream.Answer) (r batch.Result, fi
 	if final {
 		c.queue.pace.Done(took, now)
 		c.lane.pace.Done(took, now)
-		if c.pace != nil {
-			c.pace.Done(took, now)
+		if c.course != nil {
+			c.course.pace.Done(took, now)
 		}
 		delete(s.failing, req)
 		req.done, c.moved = true, now
@@ -291,8 +291,8 @@ func (e *Engine) settle(s *site, c *call, a upstream.Answer) (r batch.Result, fi
 	}
 	c.queue.pace.Drop(took, now)
 	c.lane.pace.Drop(took, now)
-	if c.pace != nil {
-		c.pace.Drop(took, now)
+	if c.course != nil {
+		c.course.pace.Drop(took, now)
 	}
 	if outcome == sched.Throttled && !s.gate.Probing() {
 		a.RetryAfter = min(a.RetryAfter, patience)
@@ -337,7 +337,9 @@ func (e *Engine) report(s *site, c *call, a upstream.Answer, outcome sched.Outco
 		// Nobody says what it came to, nor ever will: it may have been far more than the mean.
 		used, _ = c.lane.tokens.estimate(c.request(), 1, s.tokens.Limit())
 	}
-	c.lane.tokens.open -= c.unstated
+	if c.course != nil {
+		c.course.open -= c.unstated
+	}
 	s.tokens.Settle(c.sentAt, c.reserved, used, now)
 	wasClosed := s.gate.Probing()
 	s.gate.Done(c.ticket, sched.Report{

@@ -112,12 +112,12 @@ type call struct {
 	*hold
 	i        int32
 	sentAt   time.Time
-	ticket   int64       // of the upstream's gate
-	reserved int64       // tokens
-	unstated int64       // of them, if nobody says how long the answer may be
-	pace     *sched.Pace // of its lane at its upstream; nil where it is the only one
-	probe    bool        // it is to find out whether the upstream is back
-	alone    bool        // nothing else is in flight there
+	ticket   int64   // of the upstream's gate
+	reserved int64   // tokens
+	unstated int64   // of them, if nobody says how long the answer may be
+	course   *course // nil: nobody wants to know
+	probe    bool    // it is to find out whether the upstream is back
+	alone    bool    // nothing else is in flight there
 }
 
 func (c *call) request() *request { return &c.requests[c.i] }

@@ -18,7 +18,6 @@ type tokens struct {
 	answer  sched.Estimator // of tokens of an answer
 	all     sched.Estimator // of tokens that were used
 	bodies  batch.BodyParser
-	open    int64 // set aside for answers in flight of which nobody says how long they may be
 }
 
 const (
@@ -48,14 +47,15 @@ func (t *tokens) estimate(r *request, inFlight int, limit int64) (n int64, state
 	return int64(perByte*float64(len(r.Body))+answer) + 1, r.most > 0
 }
 
-// lacks is how much more than was set aside the calls of l in flight may come to, of which there are n with one
-// more, and what that one may come to beyond its estimate: answers that go on are longer than those that have
-// ended. The more they are, the less is known, and up to a quarter of the limit is kept back.
-func (l *lane) lacks(n int, limit int64, now time.Time) (open, next int64) {
-	all, each := l.pace.Open(now)
+// lacks is how much more than was set aside calls of l in flight at s may come to, and what one more may come to
+// beyond its estimate: answers that go on are longer than those that have ended. The more they are, the less
+// is known, and up to a quarter of the limit is kept back.
+func (s *site) lacks(l *lane, now time.Time) (open, next int64) {
+	c, answer := s.course(l), &l.tokens.answer
+	all, each := c.pace.Open(now)
 	longer := max(0, each-1)
-	open = max(0, int64(all*l.tokens.answer.Mean())-l.tokens.open) + int64(min(1, longer)*float64(limit)/4)
-	return open, int64(longer * l.tokens.answer.Reserve(n))
+	open = max(0, int64(all*answer.Mean())-c.open) + int64(min(1, longer)*float64(s.tokens.Limit())/4)
+	return open, int64(longer * answer.Reserve(s.gate.InFlight()+1))
 }
 
 // learn notes what a request with the body came to.
@@ -159,7 +159,7 @@ func (q *queue) soonest(now time.Time) (at time.Time, sure bool) {
 			continue
 		}
 		minutes := (by.units - free - 1) / limit
-		at = latest(at, now.Add(wait+time.Duration(minutes)*time.Minute+l.pace.PerRequest()))
+		at = latest(at, now.Add(wait+time.Duration(minutes)*time.Minute+l.pace.PerRequest(now)))
 		sure = sure || 5*free <= limit
 	}
 	return at, sure

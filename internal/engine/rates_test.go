@@ -93,8 +93,8 @@ func TestRatesAreKept(t *testing.T) {
 }
 
 // TestTokensOfLongAnswers: the first answers to end are the short ones, by far. What others come to is reckoned
-// from how long they have taken so far as well: of a limit of tokens little more than all is used in a
-// minute of which nothing was known before.
+// from how long they have taken so far as well: in a minute of which nothing was known before, little more of a
+// limit of tokens is used than all and one of the longest.
 func TestTokensOfLongAnswers(t *testing.T) {
 	const limit = 60_000
 	for seed := range uint64(6) {
@@ -106,13 +106,13 @@ func TestTokensOfLongAnswers(t *testing.T) {
 			p := b.start()
 			start := time.Now()
 			b.want(b.ends(b.run(chat(600))), batch.Completed, 600, 600, 0)
-			all := int64(0)
-			tap.each("", func(c tapped) { all += b.tokens(c.body) })
 			took := time.Since(start)
-			b.Logf("%d tokens in %v", all, took)
-			tap.wantAtMost(b, limit*115/100, func(c tapped) int64 { return b.tokens(c.body) })
-			if took > 6*time.Minute {
-				b.Errorf("it took %v, want 6 minutes at most", took)
+			all, largest := int64(0), int64(0)
+			tap.each("", func(c tapped) { n := b.tokens(c.body); all, largest = all+n, max(largest, n) })
+			b.Logf("%d tokens in %v, %d of one answer", all, took, largest)
+			tap.wantAtMost(b, limit*115/100+largest, func(c tapped) int64 { return b.tokens(c.body) })
+			if took > 9*time.Minute {
+				b.Errorf("it took %v, want 9 minutes at most", took)
 			}
 			p.drain()
 		})

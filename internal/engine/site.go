@@ -34,15 +34,15 @@ type site struct {
 
 	// What is known of the upstream. An answer counts by when its call was sent: that one of before
 	// is still answered says nothing about calls of today.
-	answered time.Time                  // the latest call that was answered, with whatever, was sent then
-	accepted time.Time                  // likewise, with a 2xx
-	failed   time.Time                  // the last failure
-	refused  time.Time                  // the last call that was refused, as all were
-	outage   time.Time                  // the last other failure that was certainly not the request's
-	failing  map[*request]bool          // open requests that have failed and not been compared with any other
-	lastErr  error                      // of the last call that was not answered
-	listed   func() bool                // it has said what it serves
-	paces    map[batch.Lane]*sched.Pace // where there are others
+	answered time.Time         // the latest call that was answered, with whatever, was sent then
+	accepted time.Time         // likewise, with a 2xx
+	failed   time.Time         // the last failure
+	refused  time.Time         // the last call that was refused, as all were
+	outage   time.Time         // the last other failure that was certainly not the request's
+	failing  map[*request]bool // open requests that have failed and not been compared with any other
+	lastErr  error             // of the last call that was not answered
+	listed   func() bool       // it has said what it serves
+	courses  map[batch.Lane]*course
 }
 
 // An idler is a worker that waits for a call.
@@ -62,7 +62,7 @@ func newSite(u *upstream.Upstream, m *membership) *site {
 		requests: &sched.Bucket{},
 		tokens:   &sched.Bucket{},
 		failing:  map[*request]bool{},
-		paces:    map[batch.Lane]*sched.Pace{},
+		courses:  map[batch.Lane]*course{},
 		listed:   u.Listed,
 	}
 	s.keepLimits()
@@ -233,12 +233,19 @@ func (s *site) succeed(o *site) {
 	s.keepLimits()
 }
 
-// pace is how fast calls of l go at s.
-func (s *site) pace(l *lane) *sched.Pace {
-	if s.paces[l.Lane] == nil {
-		s.paces[l.Lane] = &sched.Pace{}
+// A course is how calls of a lane go at one upstream. It is kept where there are others, and where tokens
+// are limited.
+type course struct {
+	pace sched.Pace
+	open int64 // tokens set aside for calls in flight of which nobody says how long the answer may be
+}
+
+// course is how calls of l go at s.
+func (s *site) course(l *lane) *course {
+	if s.courses[l.Lane] == nil {
+		s.courses[l.Lane] = &course{}
 	}
-	return s.paces[l.Lane]
+	return s.courses[l.Lane]
 }
 
 // lanesFor returns the lanes of which s may be sent something, but those of which others would have done what
@@ -270,10 +277,10 @@ func (s *site) leaves(l *lane, now time.Time) bool {
 		if wait, _ := o.heldUp(now); wait > 0 {
 			continue
 		}
-		each := o.pace(l).PerRequest()
+		each := o.course(l).pace.PerRequest(now)
 		others = append(others, sched.Rival{Each: each, Slots: o.slots(l, each)})
 	}
-	return sched.Later(s.pace(l).PerRequest(), l.fresh, others)
+	return sched.Later(s.course(l).pace.PerRequest(now), l.fresh, others)
 }
 
 // slots is how many calls of l that take so long s has in flight, when all lanes use it that can.

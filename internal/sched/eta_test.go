@@ -82,8 +82,8 @@ func TestETAOfTheLongest(t *testing.T) {
 func TestPace(t *testing.T) {
 	now := epoch
 	var p Pace
-	if eta := p.ETA(10, now); !eta.IsZero() || p.PerRequest() != 0 || p.Rate(now) != 0 {
-		t.Errorf("before anything: ETA %v, %v per request, rate %v", eta, p.PerRequest(), p.Rate(now))
+	if eta := p.ETA(10, now); !eta.IsZero() || p.PerRequest(now) != 0 || p.Rate(now) != 0 {
+		t.Errorf("before anything: ETA %v, %v per request, rate %v", eta, p.PerRequest(now), p.Rate(now))
 	}
 	// Four calls at a time, each of ten seconds.
 	for range 4 {
@@ -99,7 +99,7 @@ func TestPace(t *testing.T) {
 			p.Send(now)
 		}
 	}
-	if got := p.PerRequest(); got < 9999*ms || got > 10500*ms {
+	if got := p.PerRequest(now); got < 9999*ms || got > 10500*ms {
 		t.Errorf("a request takes %v, want 10 s", got)
 	}
 	if got := p.Rate(now); math.Abs(got-0.4) > 0.25 {
@@ -135,7 +135,14 @@ func TestPaceFollows(t *testing.T) {
 		now = now.Add(each)
 		p.Done(each, now)
 	}
-	if got := p.PerRequest(); got < 19*time.Second || got > 20001*ms {
+	if got := p.PerRequest(now); got < 19*time.Second || got > 20001*ms {
 		t.Errorf("an hour after calls came to take 20 s, one takes %v", got)
+	}
+	before := p.PerRequest(now)
+	for range 50 {
+		p.Send(now)
+	}
+	if got := p.PerRequest(now.Add(10 * time.Minute)); got < 2*before {
+		t.Errorf("with 50 calls that hang for ten minutes one takes %v, and took %v before", got, before)
 	}
 }

@@ -72,23 +72,24 @@ func (p *Pace) end(took time.Duration, now time.Time) {
 // Rate returns results per second, lately.
 func (p *Pace) Rate(now time.Time) float64 { return p.meter.Rate(now) }
 
-// PerRequest returns how long a request takes, calls that brought no result included; 0 if nobody
-// can tell.
-func (p *Pace) PerRequest() time.Duration {
+// PerRequest returns how long a request takes, calls that brought no result included, and those in flight
+// with what they have taken so far; 0 if nobody can tell.
+func (p *Pace) PerRequest(now time.Time) time.Duration {
 	if p.results == 0 {
 		return 0
 	}
+	p.pass(now)
 	return time.Duration(p.spent / p.results * float64(time.Second))
 }
 
-// Open returns what the calls in flight will come to, and one more, in calls like those that have ended: 0 if
-// none has. The short ones end first, so those in flight are longer: what has gone on for long goes on for as
+// Open returns what all calls in flight will come to, and what the next one, in calls like those that have
+// ended: 0 if none has. The short ones end first, so those in flight are longer: what has gone on for long goes on for as
 // long again, and none is shorter than the mean of all, for which what they have taken so far counts as well.
 func (p *Pace) Open(now time.Time) (all, next float64) {
-	p.pass(now)
 	if p.results == 0 || p.whole <= 0 {
 		return 0, 0
 	}
+	p.pass(now)
 	ended := p.whole / p.results
 	next = max(1, (p.spent-p.lost)/p.whole)
 	at := now.Sub(p.begun).Seconds()
