@@ -549,7 +549,14 @@ func chat(n int, models ...string) []byte {
 	if len(models) == 0 {
 		models = []string{"m"}
 	}
-	run := inputs.Add(1)
+	return questions(n, inputs.Add(1), models)
+}
+
+// chatAgain is an input of n requests for m, the same in each run: how long an answer is, and how long it takes,
+// depends on the words.
+func chatAgain(n int) []byte { return questions(n, 0, []string{"m"}) }
+
+func questions(n int, run int64, models []string) []byte {
 	var buf bytes.Buffer
 	for i := range n {
 		buf.WriteString(line(fmt.Sprintf("r-%d", i), models[i%len(models)], fmt.Sprintf("question %d of %d", i, run)))

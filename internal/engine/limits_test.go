@@ -258,12 +258,7 @@ func TestNodesShareRates(t *testing.T) {
 			b.want(b.ends(id), batch.Completed, 480, 480, 0)
 			took := time.Since(start)
 			b.Logf("%+v: took %v, %d calls in the fullest minute", test.limits, took, c.perMinute())
-			if n := test.limits.RequestsPerMinute; n > 0 {
-				tap.wantAtMost(b, int64(n), func(tapped) int64 { return 1 })
-			}
-			if n := test.limits.TokensPerMinute; n > 0 {
-				tap.wantAtMost(b, int64(n), func(c tapped) int64 { return b.tokens(c.body) })
-			}
+			tap.wantKept(b, test.limits, 0)
 			if took > test.within {
 				b.Errorf("it took %v, want %v at most", took, test.within)
 			}

@@ -35,6 +35,17 @@ func (t *tap) wantAtMost(b *bench, most int64, of func(tapped) int64) {
 	}
 }
 
+// wantKept checks that no minute has more than the limits allow, and over more tokens.
+func (t *tap) wantKept(b *bench, limits upstream.Limits, over int64) {
+	b.Helper()
+	if n := limits.RequestsPerMinute; n > 0 {
+		t.wantAtMost(b, int64(n), func(tapped) int64 { return 1 })
+	}
+	if n := limits.TokensPerMinute; n > 0 {
+		t.wantAtMost(b, int64(n)+over, func(c tapped) int64 { return b.tokens(c.body) })
+	}
+}
+
 // stating has every request of the input state how many tokens its answer may have. What it comes to is
 // then known before it is sent, and a limit of tokens is kept to the token.
 func stating(input []byte) []byte {
@@ -77,12 +88,7 @@ func TestRatesAreKept(t *testing.T) {
 				count := func(c tapped) int64 { return b.tokens(c.body) }
 				tap.each("", func(c tapped) { tokens, largest = tokens+count(c), max(largest, count(c)) })
 				b.Logf("%d calls of %d tokens in %v", u.Calls().Calls, tokens, took)
-				if n := test.limits.RequestsPerMinute; n > 0 {
-					tap.wantAtMost(b, int64(n), func(tapped) int64 { return 1 })
-				}
-				if n := test.limits.TokensPerMinute; n > 0 {
-					tap.wantAtMost(b, int64(n)+test.over*largest, count)
-				}
+				tap.wantKept(b, test.limits, test.over*largest)
 				if took > test.within {
 					b.Errorf("it took %v, want %v at most", took, test.within)
 				}
@@ -108,7 +114,7 @@ func TestTokensOfLongAnswers(t *testing.T) {
 			tap := u.tap()
 			p := b.start()
 			start := time.Now()
-			b.want(b.ends(b.run(chat(600))), batch.Completed, 600, 600, 0)
+			b.want(b.ends(b.run(chatAgain(600))), batch.Completed, 600, 600, 0)
 			took := time.Since(start)
 			all, largest := int64(0), int64(0)
 			tap.each("", func(c tapped) { n := b.tokens(c.body); all, largest = all+n, max(largest, n) })
@@ -163,12 +169,7 @@ func TestRatesOutliveProcess(t *testing.T) {
 				b.want(b.ends(id), batch.Completed, 200, 200, 0)
 				took := time.Since(start)
 				b.Logf("%d calls in %v", u.Calls().Calls, took)
-				if n := test.limits.RequestsPerMinute; n > 0 {
-					tap.wantAtMost(b, int64(n), func(tapped) int64 { return 1 })
-				}
-				if n := test.limits.TokensPerMinute; n > 0 {
-					tap.wantAtMost(b, int64(n), func(c tapped) int64 { return b.tokens(c.body) })
-				}
+				tap.wantKept(b, test.limits, 0)
 				if took > test.within {
 					b.Errorf("it took %v, want %v at most", took, test.within)
 				}

@@ -374,7 +374,7 @@ func TestSlowBesideFast(t *testing.T) {
 			slow := b.upstream(sim.Config{Timing: sim.Timing{Latency: 6400 * time.Millisecond, Jitter: 0.5}}, upstream.Config{MaxInFlight: test.slots})
 			p := b.start()
 			start := time.Now()
-			id := b.run(chat(4000))
+			id := b.run(chatAgain(4000))
 			if test.lost {
 				b.recorded(id, 3500)
 				fast.SetDown(true)
