@@ -173,8 +173,7 @@ func (e *Engine) take(s *site) *call {
 	if l := q.share.lane; len(l.sites) > 1 || s.tokens.Limit() > 0 {
 		c.course = s.course(l)
 		c.course.pace.Send(now)
-		if !stated {
-			c.unstated = tokens
+		if c.unstated = !stated; c.unstated {
 			c.course.open += tokens
 		}
 	}
@@ -337,8 +336,8 @@ func (e *Engine) report(s *site, c *call, a upstream.Answer, outcome sched.Outco
 		// Nobody says what it came to, nor ever will: it may have been far more than the mean.
 		used, _ = c.lane.tokens.estimate(c.request(), 1, s.tokens.Limit())
 	}
-	if c.course != nil {
-		c.course.open -= c.unstated
+	if c.unstated {
+		c.course.open -= c.reserved
 	}
 	s.tokens.Settle(c.sentAt, c.reserved, used, now)
 	wasClosed := s.gate.Probing()

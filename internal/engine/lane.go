@@ -53,6 +53,9 @@ func (b *branch) held() int { return b.inFlight + b.waiting }
 // stuck reports whether all there is to do is to wait for other attempts.
 func (b *branch) stuck() bool { return b.inFlight == 0 && b.waiting > 0 && b.fresh+b.due == 0 }
 
+// busy reports whether b has anything to do.
+func (b *branch) busy() bool { return b.fresh+b.due+b.inFlight > 0 }
+
 func (b *branch) sent(now time.Time) {
 	b.Send(now)
 	b.inFlight++
@@ -65,7 +68,7 @@ func (b *branch) ended(now time.Time) {
 
 // count changes what waits below, and reports whether b has come to have something to send.
 func (b *branch) count(from, to tally) (woke bool) {
-	idle := b.fresh+b.due+b.inFlight == 0
+	idle := !b.busy()
 	b.fresh += to.fresh - from.fresh
 	b.due += to.due - from.due
 	b.waiting += to.waiting - from.waiting
@@ -114,7 +117,7 @@ type call struct {
 	sentAt   time.Time
 	ticket   int64   // of the upstream's gate
 	reserved int64   // tokens
-	unstated int64   // of them, if nobody says how long the answer may be
+	unstated bool    // nobody says how long the answer may be
 	course   *course // nil: nobody wants to know
 	probe    bool    // it is to find out whether the upstream is back
 	alone    bool    // nothing else is in flight there
@@ -197,7 +200,7 @@ func join[B interface {
 
 // standing returns how b stands, and whether it has anything to do.
 func (b *branch) standing(now time.Time) (sched.Contender, bool) {
-	return b.contender(now), b.fresh+b.due+b.inFlight > 0
+	return b.contender(now), b.busy()
 }
 
 // A turn decides whose turn it is. It keeps the memory that it takes.

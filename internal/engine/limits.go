@@ -43,8 +43,7 @@ type allowance struct {
 	grants [limitsOfSite]batch.Grant
 	found  float64             // that others have been told of
 	short  bool                // more has come to be wanted than there is
-	hungry bool                // others have been told so
-	capped [limitsOfSite]bool  // others left less of the limit than was wanted
+	capped [limitsOfSite]bool  // others know that more of the limit is wanted, and left less
 	lower  [limitsOfSite]int64 // limits of others, lower than ours, that the log has been told of
 	needs  int64               // tokens of the request that was next, last time
 }
@@ -58,11 +57,19 @@ func (m *membership) alone() bool {
 // shared reports whether the limits of s are other nodes', too.
 func (s *site) shared() bool { return s.member != nil && !s.member.alone() }
 
-// limitsAMinute reports whether s has any.
-func (s *site) limitsAMinute() bool {
-	limits := s.up.Limits()
-	return limits.RequestsPerMinute > 0 || limits.TokensPerMinute > 0
+// hungry reports whether others know that more is wanted than there is.
+func (a *allowance) hungry() bool { return slices.Contains(a.capped[:], true) }
+
+// bucket keeps one of the limits a minute.
+func (s *site) bucket(limit int) *sched.Bucket {
+	if limit == requestLimit {
+		return s.requests
+	}
+	return s.tokens
 }
+
+// limitsAMinute reports whether s has any.
+func (s *site) limitsAMinute() bool { return s.requests.Limit() > 0 || s.tokens.Limit() > 0 }
 
 // recorded reports whether s takes of its limits only what is on record.
 func (s *site) recorded() bool { return s.shared() || s.member != nil && s.limitsAMinute() }
@@ -70,7 +77,7 @@ func (s *site) recorded() bool { return s.shared() || s.member != nil && s.limit
 // askMore has more of the limits asked for, of which s has come to want more than it holds, unless
 // others know that already. e.mu is held.
 func (e *Engine) askMore(s *site) {
-	if s.recorded() && !s.allowance.hungry {
+	if s.recorded() && !s.allowance.hungry() {
 		s.allowance.short = true
 		wake(e.wakeShare)
 	}
@@ -141,7 +148,7 @@ func (e *Engine) shareIn() (wait time.Duration, asks bool) {
 			switch {
 			case g.Holds > max(uses, g.May):
 				wait = min(wait, askSpare)
-			case a.hungry:
+			case a.hungry():
 				wait = min(wait, askHungry)
 			case uses > 0 || g.Holds > 0:
 				wait = min(wait, askBusy)
@@ -196,13 +203,10 @@ func (e *Engine) shareLast(ctx context.Context) {
 
 // uses is how much of a limit s uses now.
 func (s *site) uses(limit int, now time.Time) int64 {
-	switch limit {
-	case requestLimit:
-		return s.requests.Spent(now)
-	case tokenLimit:
-		return s.tokens.Spent(now)
+	if limit == callLimit {
+		return int64(s.inFlight())
 	}
-	return int64(s.inFlight())
+	return s.bucket(limit).Spent(now)
 }
 
 // claims tells what s uses of its limits, and what it could use.
@@ -287,7 +291,6 @@ func (e *Engine) granted(claims []batch.Claim, grants []batch.Grant, found map[s
 		if !ok {
 			continue // it is new, and has not asked
 		}
-		s.allowance.hungry = false
 		for i, g := range grants {
 			if g.Upstream == s.up.Name() {
 				s.grant(g, claims[i], found, now)
@@ -303,7 +306,6 @@ func (e *Engine) granted(claims []batch.Claim, grants []batch.Grant, found map[s
 func (s *site) grant(g batch.Grant, c batch.Claim, found float64, now time.Time) {
 	a := &s.allowance
 	capped := g.Of > 0 && c.Wants > g.May
-	a.hungry = a.hungry || capped
 	switch g.Limit {
 	case batch.LimitCalls:
 		a.grants[callLimit], a.capped[callLimit], a.found = g, capped, found

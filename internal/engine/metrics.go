@@ -176,7 +176,7 @@ func (e *Engine) collect(c chan<- prometheus.Metric) {
 		gauge(e.metrics.limit, float64(s.gate.Limit()), name)
 		gauge(e.metrics.up, up, name)
 		gauge(e.metrics.throttled, throttled, name)
-		if s.requests.Limit() > 0 || s.tokens.Limit() > 0 {
+		if s.limitsAMinute() {
 			wait, _ := s.usedUp(now)
 			gauge(e.metrics.limited, wait.Seconds(), name)
 		}

@@ -117,7 +117,7 @@ func (s *site) sustains(l *lane, each time.Duration) float64 {
 // is what holds q up, and how many calls are in flight, in bursts, says nothing.
 func (q *queue) soonest(now time.Time) (at time.Time, sure bool) {
 	l := q.share.lane
-	if !slices.ContainsFunc(l.sites, func(s *site) bool { return s.requests.Limit() > 0 || s.tokens.Limit() > 0 }) {
+	if !slices.ContainsFunc(l.sites, (*site).limitsAMinute) {
 		return time.Time{}, false // as nearly always: who waits there need not be counted
 	}
 	calls, tokens, left := 0.0, 0.0, float64(q.remaining())
@@ -131,22 +131,18 @@ func (q *queue) soonest(now time.Time) (at time.Time, sure bool) {
 		}
 	}
 	for _, by := range []struct {
-		bucket func(*site) *sched.Bucket
-		k      int
-		units  int64
-	}{
-		{func(s *site) *sched.Bucket { return s.requests }, requestLimit, int64(calls)},
-		{func(s *site) *sched.Bucket { return s.tokens }, tokenLimit, int64(tokens)},
-	} {
+		limit int
+		units int64
+	}{{requestLimit, int64(calls)}, {tokenLimit, int64(tokens)}} {
 		limit, free, wait := int64(0), int64(0), time.Duration(0)
 		for _, s := range l.sites {
-			b := by.bucket(s)
+			b := s.bucket(by.limit)
 			if b.Limit() == 0 {
 				limit = 0
 				break
 			}
 			rest := max(b.Limit()-b.Spent(now), 0)
-			if s.allowance.capped[by.k] {
+			if s.allowance.capped[by.limit] {
 				rest = b.Free(now) // others have the rest, or had it within the minute
 			}
 			next := time.Minute // after what is free is taken

@@ -72,11 +72,8 @@ func newSite(u *upstream.Upstream, m *membership) *site {
 // keepLimits has s keep to its limits a minute as they are configured now, as far as it holds them.
 func (s *site) keepLimits() {
 	limits, a := s.up.Limits(), &s.allowance
-	for _, l := range []struct {
-		bucket   *sched.Bucket
-		limit, k int
-	}{{s.requests, limits.RequestsPerMinute, requestLimit}, {s.tokens, limits.TokensPerMinute, tokenLimit}} {
-		l.bucket.Share(int64(l.limit), min(int64(l.limit), a.grants[l.k].May))
+	for k, limit := range map[int]int{requestLimit: limits.RequestsPerMinute, tokenLimit: limits.TokensPerMinute} {
+		s.bucket(k).Share(int64(limit), min(int64(limit), a.grants[k].May))
 	}
 	a.short = true
 }
@@ -251,15 +248,14 @@ func (s *site) course(l *lane) *course {
 // lanesFor returns the lanes of which s may be sent something, but those of which others would have done what
 // is left before s has done one more.
 func (e *Engine) lanesFor(s *site, now time.Time) []*lane {
-	if !slices.ContainsFunc(s.lanes, func(l *lane) bool { return s.leaves(l, now) }) {
-		return s.lanes
-	}
-	e.ringAt(now.Add(time.Second)) // how fast others are changes
 	e.taken = e.taken[:0]
 	for _, l := range s.lanes {
 		if !s.leaves(l, now) {
 			e.taken = append(e.taken, l)
 		}
+	}
+	if len(e.taken) < len(s.lanes) {
+		e.ringAt(now.Add(time.Second)) // how fast others are changes
 	}
 	return e.taken
 }
@@ -290,7 +286,7 @@ func (s *site) slots(l *lane, each time.Duration) float64 {
 		n = min(n, int(s.allowance.grants[callLimit].May))
 	}
 	for _, o := range s.lanes {
-		if o == l || o.fresh+o.due+o.inFlight > 0 {
+		if o == l || o.busy() {
 			lanes++
 		}
 	}

@@ -35,7 +35,7 @@ type climber struct {
 	from   point         // what the present trial is compared with
 	back   float64       // limit before the trial; 0: there is none
 	beside float64       // what a call takes that is neither its work nor the queue, in work
-	sees   bool          // that is known; it may well be next to nothing
+	known  bool          // that is; it may well be next to nothing
 	downAt time.Time     // when less may be tried again
 	rest   time.Duration // until the next trial
 	tryAt  time.Time
@@ -177,8 +177,8 @@ func (c *climber) answered(ticket, sent int64, work float64, took time.Duration,
 		c.begin(want, sent, now)
 		return want
 	}
-	if p.pace > 0 && (!c.sees || p.least/p.pace < c.beside) {
-		c.beside, c.sees = p.least/p.pace, true
+	if p.pace > 0 && (!c.known || p.least/p.pace < c.beside) {
+		c.beside, c.known = p.least/p.pace, true
 	}
 	var next float64
 	if c.settled && c.shared && p.pace > 0 {

@@ -83,8 +83,9 @@ func (p *Pace) PerRequest(now time.Time) time.Duration {
 }
 
 // Open returns what all calls in flight will come to, and what the next one, in calls like those that have
-// ended: 0 if none has. The short ones end first, so those in flight are longer: what has gone on for long goes on for as
-// long again, and none is shorter than the mean of all, for which what they have taken so far counts as well.
+// ended: 0 if none has. The short ones end first, so those in flight are longer: what has gone on for long goes
+// on for as long again, and none is shorter than the mean of all, for which what they have taken so far counts
+// as well.
 func (p *Pace) Open(now time.Time) (all, next float64) {
 	if p.results == 0 || p.whole <= 0 {
 		return 0, 0

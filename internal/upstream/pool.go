@@ -311,8 +311,8 @@ func (u *Upstream) adopt(o *Upstream) {
 }
 
 // Run keeps what is known of the upstreams fresh until ctx ends. Lists of models are read at once,
-// tried again every other second while unread, then read again every quarter of a minute. Loads are read while
-// anybody could want to know.
+// tried again every other second while unread, then read again every quarter of a minute. Loads are read
+// while anybody could want to know.
 func (p *Pool) Run(ctx context.Context) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
